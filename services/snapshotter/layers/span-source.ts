@@ -1,0 +1,40 @@
+import type { Digest } from '#shared/digest/digest.ts';
+import type { SpanMap } from '#shared/layer/span-map.ts';
+
+export type FetchPriority = 'demand' | 'prefetch' | 'background';
+
+/** Where a layer's blob can be had: a repository on a registry that is known to have it. */
+export interface LayerOrigin {
+  /** `host[:port]/repository`, without tag or digest. */
+  readonly repository: string;
+  readonly layer: Digest;
+  readonly sizeBytes: number;
+  readonly mediaType: string;
+}
+
+export interface SpanRequest {
+  readonly layer: Digest;
+  readonly map: SpanMap;
+  readonly origins: readonly LayerOrigin[];
+  /** First and last span of a run, both included. */
+  readonly first: number;
+  readonly last: number;
+  readonly priority: FetchPriority;
+}
+
+/** `compressed`: the span's range of the blob. `payload`: its payload as SpanMap defines it. Neither is verified yet. */
+export type SpanBytes =
+  | { readonly form: 'compressed'; readonly bytes: Uint8Array }
+  | { readonly form: 'payload'; readonly bytes: Uint8Array };
+
+/**
+ * A place to get spans from; peers come first, the registry last. A source hands on each span as soon as its bytes
+ * are there. Spans it resolves without having delivered are asked from the next source; a rejection means the same and
+ * is logged and counted.
+ */
+export interface SpanSource {
+  readonly name: 'peer' | 'registry';
+  fetch(request: SpanRequest, deliver: (span: number, bytes: SpanBytes) => void, signal: AbortSignal): Promise<void>;
+  /** The bytes delivered for this span did not match their digest. */
+  rejected(request: SpanRequest, span: number): void;
+}

@@ -1,0 +1,40 @@
+import type { Digest } from '#shared/digest/digest.ts';
+
+/** What containerd's labels say of a layer to be provided. */
+export interface LayerRequest {
+  /** `host/repository[:tag][@digest]` of the image as the client named it. */
+  readonly imageReference: string;
+  readonly layer: Digest;
+  /** From the manifest where known, else undefined (then one HEAD is needed). */
+  readonly sizeBytes: number | undefined;
+  readonly mediaType: string | undefined;
+  /** The layer descriptor's annotations that were inherited as labels (TOC digest and the like). */
+  readonly annotations: Readonly<Record<string, string>>;
+  /** Digest of the manifest, where the labels name it. */
+  readonly manifest: Digest | undefined;
+}
+
+/** Why a layer is not provided lazily; it is then pulled and unpacked by containerd as usual. */
+export class NotLazyError extends Error {
+  override readonly name = 'NotLazyError';
+  readonly code: 'no-index' | 'refused' | 'unreachable' | 'disk-full' | 'unsupported';
+  constructor(code: NotLazyError['code'], message: string, options?: ErrorOptions) {
+    super(message, options);
+    this.code = code;
+  }
+}
+
+/** Seam of the snapshots service, implemented by the layer store. */
+export interface LayerProvider {
+  /**
+   * Makes the layer's image ready and mounted (EROFS, read-only) and returns the mount's path. Idempotent; concurrent calls
+   * for a layer share the work. @throws NotLazyError
+   */
+  provide(request: LayerRequest, signal: AbortSignal): Promise<{ readonly path: string }>;
+  /** Path of the mounted layer, mounting it again when it is not (after a reboot). @throws NotLazyError */
+  mountOf(layer: Digest, signal: AbortSignal): Promise<string>;
+  /** Bytes and inodes on this node's disk. */
+  usage(layer: Digest): { readonly sizeBytes: number; readonly inodes: number };
+  /** No snapshot needs the layer any more: unmount; its cache stays until the quota wants the space. Idempotent. */
+  release(layer: Digest, signal: AbortSignal): Promise<void>;
+}

@@ -1,0 +1,39 @@
+import { createServer, type Server } from 'node:http';
+import { Registry, collectDefaultMetrics } from 'prom-client';
+
+export { Counter, Gauge, Histogram, Registry } from 'prom-client';
+
+/** A registry of metrics with the process's own; every service has one, none has labels of unbounded value. */
+export function createMetrics(): Registry {
+  const registry = new Registry();
+  collectDefaultMetrics({ register: registry, eventLoopMonitoringPrecision: 20 });
+  return registry;
+}
+
+/** Serves `/metrics` and `/healthz` on `host:port`; port 0 picks a free one. */
+export async function serveMetrics(
+  registry: Registry,
+  address: { readonly host: string; readonly port: number },
+  healthy: () => boolean,
+): Promise<Server> {
+  const server = createServer((request, response) => {
+    if (request.url === '/healthz') {
+      response.writeHead(healthy() ? 200 : 503).end(healthy() ? 'ok\n' : 'not ready\n');
+      return;
+    }
+    if (request.url !== '/metrics') {
+      response.writeHead(404).end();
+      return;
+    }
+    registry.metrics().then(
+      (text) => response.writeHead(200, { 'content-type': registry.contentType }).end(text),
+      () => response.writeHead(500).end(),
+    );
+  });
+  await new Promise<void>((resolve, reject) => {
+    server.once('error', reject);
+    server.listen(address.port, address.host, resolve);
+  });
+  server.unref();
+  return server;
+}
