@@ -1,0 +1,71 @@
+/**
+ * The agent's side of the keeper: node's IPC channel, JSON messages.
+ *
+ * keeper -> agent: `go` (serve now), `ping`.
+ * agent -> keeper: `loaded` (modules are there, waiting for `go`), `ready`, `bye` (ends by intent), `pong`.
+ *
+ * Between `loaded` and `go` an agent must not touch what the serving agent holds (sockets, database, mounts).
+ */
+export interface KeeperLink {
+  /** `/dev/fuse`, already mounted on `directory`; undefined where the transport is `native`. */
+  readonly fuse: { readonly fd: number; readonly directory: string } | undefined;
+  /** Says `loaded` and waits until this agent is to serve. */
+  waitForGo(signal: AbortSignal): Promise<void>;
+  /** Serving: FUSE and the snapshots socket answer. */
+  ready(): void;
+  /** Aborts when the keeper is gone: the agent must end, since nobody can hand its session on. */
+  readonly lost: AbortSignal;
+  /**
+   * Ends this process at once, by SIGKILL: reads on /dev/fuse that sit in libuv's pool would keep an ordinary exit waiting.
+   * Call it when all is written and closed.
+   */
+  leave(): Promise<never>;
+}
+
+export type ToAgent = { readonly kind: 'go' } | { readonly kind: 'ping' };
+export type ToKeeper = { readonly kind: 'loaded' | 'ready' | 'bye' | 'pong' };
+
+/** Undefined when no keeper started this process. */
+export function connectKeeper(env: Readonly<Record<string, string | undefined>> = process.env): KeeperLink | undefined {
+  if (env['KINDLING_KEEPER'] === undefined || process.send === undefined) return undefined;
+  const fd = Number(env['KINDLING_FUSE_FD'] ?? '');
+  const directory = env['KINDLING_KEEPER'];
+  const lost = new AbortController();
+  const go = Promise.withResolvers<void>();
+  const tell = async (kind: ToKeeper['kind']): Promise<void> => {
+    await new Promise<void>((resolve) => {
+      if (process.send === undefined || !process.connected) return resolve();
+      // A keeper that is gone is noticed by `disconnect`, not here.
+      process.send({ kind } satisfies ToKeeper, undefined, undefined, () => resolve());
+    });
+  };
+  process.on('message', (message: ToAgent) => {
+    if (message.kind === 'go') go.resolve();
+    else if (message.kind === 'ping') void tell('pong');
+  });
+  process.once('disconnect', () => lost.abort(new Error('The keeper is gone')));
+  return {
+    fuse: fd > 2 ? { fd, directory } : undefined,
+    lost: lost.signal,
+    async waitForGo(signal) {
+      await tell('loaded');
+      await new Promise<void>((resolve, reject) => {
+        const abort = () => reject(signal.reason instanceof Error ? signal.reason : new Error('aborted'));
+        if (signal.aborted) return abort();
+        signal.addEventListener('abort', abort, { once: true });
+        void go.promise.then(() => {
+          signal.removeEventListener('abort', abort);
+          resolve();
+        });
+      });
+    },
+    ready() {
+      void tell('ready');
+    },
+    async leave() {
+      await tell('bye');
+      process.kill(process.pid, 'SIGKILL');
+      return await new Promise<never>(() => {});
+    },
+  };
+}
