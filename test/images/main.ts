@@ -1,0 +1,45 @@
+/**
+ * Builds test images into the cache: `node test/images/main.ts NAME... [COMPRESSION...]`, `all` for every recipe. Tests call
+ * `testImage`, which runs this under a lock.
+ */
+import { spawnSync } from 'node:child_process';
+import { mkdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { COMPRESSIONS, type Compression } from './compression.ts';
+import { buildImage, imageCache } from './image-cache.ts';
+import { RECIPES } from './recipe.ts';
+
+const words = process.argv.slice(2);
+const compressions = COMPRESSIONS.filter((compression) => words.includes(compression));
+const rest = words.filter((word) => !(COMPRESSIONS as readonly string[]).includes(word));
+const names = rest.includes('all') ? RECIPES.map((recipe) => recipe.name) : rest;
+if (names.length === 0) {
+  console.error(
+    `usage: node test/images/main.ts NAME...|all [COMPRESSION...]\n  images: ${RECIPES.map((recipe) => recipe.name).join(' ')}\n  compressions: ${COMPRESSIONS.join(' ')}`,
+  );
+  process.exit(2);
+}
+if (process.getuid?.() !== 0) {
+  console.error('Cannot build test images: only root can (chroot, overlay)');
+  process.exit(1);
+}
+// Builds share folders: one at a time on the machine.
+if (process.env['IMAGES_LOCKED'] !== '1') {
+  mkdirSync(imageCache(), { recursive: true });
+  const run = spawnSync(
+    'flock',
+    [join(imageCache(), 'lock'), process.execPath, '--disable-warning=ExperimentalWarning', ...process.argv.slice(1)],
+    { stdio: 'inherit', env: { ...process.env, IMAGES_LOCKED: '1' } },
+  );
+  process.exit(run.status ?? 1);
+}
+const interrupted = new AbortController();
+for (const name of ['SIGINT', 'SIGTERM'] as const) process.once(name, () => interrupted.abort());
+for (const name of names) {
+  for (const compression of compressions.length > 0 ? compressions : (['gzip-6'] satisfies Compression[])) {
+    const started = performance.now();
+    const layout = await buildImage(name, compression, interrupted.signal);
+    const mebibytes = ((await layout.layerBytes()) / 1048576).toFixed(0);
+    console.log(`${name} ${compression}: ${mebibytes} MiB, ${((performance.now() - started) / 1000).toFixed(1)} s`);
+  }
+}
