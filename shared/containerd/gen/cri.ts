@@ -48,6 +48,18 @@ export namespace MountPropagation {
   export type UNRECOGNIZED = typeof MountPropagation.UNRECOGNIZED;
 }
 
+export const NamespaceMode = { POD: 0, CONTAINER: 1, NODE: 2, TARGET: 3, UNRECOGNIZED: -1 } as const;
+
+export type NamespaceMode = typeof NamespaceMode[keyof typeof NamespaceMode];
+
+export namespace NamespaceMode {
+  export type POD = typeof NamespaceMode.POD;
+  export type CONTAINER = typeof NamespaceMode.CONTAINER;
+  export type NODE = typeof NamespaceMode.NODE;
+  export type TARGET = typeof NamespaceMode.TARGET;
+  export type UNRECOGNIZED = typeof NamespaceMode.UNRECOGNIZED;
+}
+
 export const SupplementalGroupsPolicy = { Merge: 0, Strict: 1, UNRECOGNIZED: -1 } as const;
 
 export type SupplementalGroupsPolicy = typeof SupplementalGroupsPolicy[keyof typeof SupplementalGroupsPolicy];
@@ -253,11 +265,19 @@ export interface Mount {
   imageSubPath: string;
 }
 
+export interface NamespaceOption {
+  network: NamespaceMode;
+  pid: NamespaceMode;
+  ipc: NamespaceMode;
+  targetId: string;
+}
+
 export interface Int64Value {
   value: number;
 }
 
 export interface LinuxSandboxSecurityContext {
+  namespaceOptions: NamespaceOption | undefined;
   runAsUser: Int64Value | undefined;
   runAsGroup: Int64Value | undefined;
   readonlyRootfs: boolean;
@@ -375,6 +395,7 @@ export interface Capability {
 export interface LinuxContainerSecurityContext {
   capabilities: Capability | undefined;
   privileged: boolean;
+  namespaceOptions: NamespaceOption | undefined;
   runAsUser: Int64Value | undefined;
   runAsGroup: Int64Value | undefined;
   runAsUsername: string;
@@ -1033,6 +1054,97 @@ export const Mount: MessageFns<Mount> = {
   },
 };
 
+function createBaseNamespaceOption(): NamespaceOption {
+  return { network: 0, pid: 0, ipc: 0, targetId: "" };
+}
+
+export const NamespaceOption: MessageFns<NamespaceOption> = {
+  encode(message: NamespaceOption, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.network !== 0) {
+      writer.uint32(8).int32(message.network);
+    }
+    if (message.pid !== 0) {
+      writer.uint32(16).int32(message.pid);
+    }
+    if (message.ipc !== 0) {
+      writer.uint32(24).int32(message.ipc);
+    }
+    if (message.targetId !== "") {
+      writer.uint32(34).string(message.targetId);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): NamespaceOption {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseNamespaceOption();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.network = reader.int32() as any;
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.pid = reader.int32() as any;
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.ipc = reader.int32() as any;
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.targetId = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<NamespaceOption>): NamespaceOption {
+    return NamespaceOption.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<NamespaceOption>): NamespaceOption {
+    const message = createBaseNamespaceOption();
+    message.network = object.network ?? 0;
+    message.pid = object.pid ?? 0;
+    message.ipc = object.ipc ?? 0;
+    message.targetId = object.targetId ?? "";
+    return message;
+  },
+};
+
 function createBaseInt64Value(): Int64Value {
   return { value: 0 };
 }
@@ -1090,6 +1202,7 @@ export const Int64Value: MessageFns<Int64Value> = {
 
 function createBaseLinuxSandboxSecurityContext(): LinuxSandboxSecurityContext {
   return {
+    namespaceOptions: undefined,
     runAsUser: undefined,
     runAsGroup: undefined,
     readonlyRootfs: false,
@@ -1102,6 +1215,9 @@ function createBaseLinuxSandboxSecurityContext(): LinuxSandboxSecurityContext {
 
 export const LinuxSandboxSecurityContext: MessageFns<LinuxSandboxSecurityContext> = {
   encode(message: LinuxSandboxSecurityContext, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.namespaceOptions !== undefined) {
+      NamespaceOption.encode(message.namespaceOptions, writer.uint32(10).fork()).join();
+    }
     if (message.runAsUser !== undefined) {
       Int64Value.encode(message.runAsUser, writer.uint32(26).fork()).join();
     }
@@ -1143,6 +1259,14 @@ export const LinuxSandboxSecurityContext: MessageFns<LinuxSandboxSecurityContext
       while (reader.pos < end) {
         const tag = reader.uint32();
         switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.namespaceOptions = NamespaceOption.decode(reader, reader.uint32());
+            continue;
+          }
           case 3: {
             if (tag !== 26) {
               break;
@@ -1226,6 +1350,9 @@ export const LinuxSandboxSecurityContext: MessageFns<LinuxSandboxSecurityContext
   },
   fromPartial(object: DeepPartial<LinuxSandboxSecurityContext>): LinuxSandboxSecurityContext {
     const message = createBaseLinuxSandboxSecurityContext();
+    message.namespaceOptions = (object.namespaceOptions !== undefined && object.namespaceOptions !== null)
+      ? NamespaceOption.fromPartial(object.namespaceOptions)
+      : undefined;
     message.runAsUser = (object.runAsUser !== undefined && object.runAsUser !== null)
       ? Int64Value.fromPartial(object.runAsUser)
       : undefined;
@@ -2719,6 +2846,7 @@ function createBaseLinuxContainerSecurityContext(): LinuxContainerSecurityContex
   return {
     capabilities: undefined,
     privileged: false,
+    namespaceOptions: undefined,
     runAsUser: undefined,
     runAsGroup: undefined,
     runAsUsername: "",
@@ -2740,6 +2868,9 @@ export const LinuxContainerSecurityContext: MessageFns<LinuxContainerSecurityCon
     }
     if (message.privileged !== false) {
       writer.uint32(16).bool(message.privileged);
+    }
+    if (message.namespaceOptions !== undefined) {
+      NamespaceOption.encode(message.namespaceOptions, writer.uint32(26).fork()).join();
     }
     if (message.runAsUser !== undefined) {
       Int64Value.encode(message.runAsUser, writer.uint32(42).fork()).join();
@@ -2808,6 +2939,14 @@ export const LinuxContainerSecurityContext: MessageFns<LinuxContainerSecurityCon
             }
 
             message.privileged = reader.bool();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.namespaceOptions = NamespaceOption.decode(reader, reader.uint32());
             continue;
           }
           case 5: {
@@ -2929,6 +3068,9 @@ export const LinuxContainerSecurityContext: MessageFns<LinuxContainerSecurityCon
       ? Capability.fromPartial(object.capabilities)
       : undefined;
     message.privileged = object.privileged ?? false;
+    message.namespaceOptions = (object.namespaceOptions !== undefined && object.namespaceOptions !== null)
+      ? NamespaceOption.fromPartial(object.namespaceOptions)
+      : undefined;
     message.runAsUser = (object.runAsUser !== undefined && object.runAsUser !== null)
       ? Int64Value.fromPartial(object.runAsUser)
       : undefined;
