@@ -119,17 +119,16 @@ export function isManifestType(mediaType: string): boolean {
  * @throws ManifestError; `what` names it in the message.
  */
 export function parseManifest(bytes: Uint8Array, mediaType: string, what: string): Manifest {
-  let json: unknown;
+  let json: Record<string, unknown>;
   try {
-    json = JSON.parse(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString('utf8'));
+    json = documentOf(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString('utf8'));
   } catch (cause) {
-    throw new ManifestError(`Cannot read ${what}: it is not JSON`, { cause });
+    throw new ManifestError(`Cannot read ${what}: it is not a JSON object`, { cause });
   }
-  const isObject = typeof json === 'object' && json !== null;
-  if (isObject && 'manifests' in json && 'layers' in json) {
+  if ('manifests' in json && 'layers' in json) {
     throw new ManifestError(`Cannot read ${what}: it has both "manifests" and "layers" (ambiguous on purpose?)`);
   }
-  if (isObject && 'manifests' in json) {
+  if ('manifests' in json) {
     const parsed = index.safeParse(json);
     if (!parsed.success) throw new ManifestError(`Cannot read index ${what}: ${describe(parsed.error)}`);
     const { schemaVersion: _, ...rest } = parsed.data;
@@ -144,7 +143,7 @@ export function parseManifest(bytes: Uint8Array, mediaType: string, what: string
   }
   const parsed = image.safeParse(json);
   if (!parsed.success) {
-    const old = isObject && 'schemaVersion' in json && json.schemaVersion === 1;
+    const old = json['schemaVersion'] === 1;
     throw new ManifestError(
       `Cannot read manifest ${what}: ${old ? 'Docker schema 1 is not supported; push the image again' : describe(parsed.error)}`,
     );
@@ -158,6 +157,12 @@ export function parseManifest(bytes: Uint8Array, mediaType: string, what: string
     annotations: parsed.data.annotations,
     mediaType: parsed.data.mediaType ?? (isManifestType(mediaType) ? mediaType : MEDIA_TYPES.ociManifest),
   };
+}
+
+function documentOf(text: string): Record<string, unknown> {
+  const json: unknown = JSON.parse(text);
+  if (typeof json !== 'object' || json === null || Array.isArray(json)) throw new SyntaxError('not an object');
+  return { ...json };
 }
 
 function describe(error: z.ZodError): string {

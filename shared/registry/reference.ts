@@ -15,8 +15,8 @@ export interface Reference {
   readonly digest: Digest | undefined;
 }
 
-export class ReferenceError extends Error {
-  override readonly name = 'ReferenceError';
+export class ImageReferenceError extends Error {
+  override readonly name = 'ImageReferenceError';
   readonly code = 'invalid';
 }
 
@@ -39,12 +39,14 @@ const TAG = /^\w[\w.-]{0,127}$/;
  * Parses `[host[:port]/]path[:tag][@digest]` as Docker and containerd do: a first part without dot, colon or port that is
  * not `localhost` belongs to the path, and Docker Hub's one-part names are under `library/`.
  *
- * @throws ReferenceError that says which part is wrong.
+ * @throws ImageReferenceError that says which part is wrong.
  */
 export function parseReference(text: string): Reference {
   const shown = JSON.stringify(text.slice(0, 120));
   if (text.length > REFERENCE_LIMITS.chars) {
-    throw new ReferenceError(`Cannot parse image reference ${shown}: longer than ${REFERENCE_LIMITS.chars} characters`);
+    throw new ImageReferenceError(
+      `Cannot parse image reference ${shown}: longer than ${REFERENCE_LIMITS.chars} characters`,
+    );
   }
   let rest = text;
   let digest: Digest | undefined;
@@ -52,7 +54,9 @@ export function parseReference(text: string): Reference {
   if (at >= 0) {
     const written = rest.slice(at + 1);
     if (!isDigest(written)) {
-      throw new ReferenceError(`Cannot parse image reference ${shown}: after "@" must be "sha256:" and 64 hex digits`);
+      throw new ImageReferenceError(
+        `Cannot parse image reference ${shown}: after "@" must be "sha256:" and 64 hex digits`,
+      );
     }
     digest = written;
     rest = rest.slice(0, at);
@@ -63,7 +67,7 @@ export function parseReference(text: string): Reference {
     tag = rest.slice(colon + 1);
     rest = rest.slice(0, colon);
     if (!TAG.test(tag)) {
-      throw new ReferenceError(
+      throw new ImageReferenceError(
         `Cannot parse image reference ${shown}: tag ${JSON.stringify(tag)} must be up to 128 letters, digits, "_", "." or "-"`,
       );
     }
@@ -78,7 +82,7 @@ export function parseReference(text: string): Reference {
   };
 }
 
-/** Parses `[host[:port]/]path`. @throws ReferenceError */
+/** Parses `[host[:port]/]path`. @throws ImageReferenceError */
 export function parseRepository(name: RepositoryName): { readonly host: string; readonly path: string } {
   return splitRepository(name, JSON.stringify(name.slice(0, 120)));
 }
@@ -98,15 +102,17 @@ function splitRepository(name: string, shown: string): { host: string; path: str
   if (host === 'index.docker.io' || host === 'registry-1.docker.io') host = DEFAULT_HOST;
   if (host === DEFAULT_HOST && path !== '' && !path.includes('/')) path = `library/${path}`;
   if (!HOST.test(host) || Number(/:(\d+)$/.exec(host)?.[1] ?? 1) > 65_535) {
-    throw new ReferenceError(`Cannot parse image reference ${shown}: ${JSON.stringify(host)} is not a host[:port]`);
+    throw new ImageReferenceError(
+      `Cannot parse image reference ${shown}: ${JSON.stringify(host)} is not a host[:port]`,
+    );
   }
   if (!PATH.test(path)) {
-    throw new ReferenceError(
+    throw new ImageReferenceError(
       `Cannot parse image reference ${shown}: repository ${JSON.stringify(path)} must be lower-case letters, digits and single separators, in parts divided by "/"`,
     );
   }
   if (host.length + path.length + 1 > REFERENCE_LIMITS.nameChars) {
-    throw new ReferenceError(
+    throw new ImageReferenceError(
       `Cannot parse image reference ${shown}: host and repository are longer than ${REFERENCE_LIMITS.nameChars} characters`,
     );
   }
