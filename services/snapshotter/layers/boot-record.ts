@@ -1,0 +1,57 @@
+import { open, readFile, rename } from 'node:fs/promises';
+import { dirname } from 'node:path';
+import { z } from 'zod';
+
+const BOOT_ID = '/proc/sys/kernel/random/boot_id';
+const schema = z.object({ bootId: z.string(), clean: z.boolean() });
+
+/**
+ * Whether what the caches say of themselves may be believed. A killed process loses nothing, since what it wrote is in the
+ * page cache; a killed machine may have lost any of it. So the caches are believed within one boot, and after a shutdown
+ * that said that everything is on disk.
+ */
+export class BootRecord {
+  readonly #path: string;
+  readonly #bootId: string;
+  /** False after an unclean boot: every span must be verified again. */
+  readonly trusted: boolean;
+
+  private constructor(path: string, bootId: string, trusted: boolean) {
+    this.#path = path;
+    this.#bootId = bootId;
+    this.trusted = trusted;
+  }
+
+  static async read(path: string, signal: AbortSignal, bootIdPath = BOOT_ID): Promise<BootRecord> {
+    const bootId = (await readFile(bootIdPath, { encoding: 'utf8', signal })).trim();
+    let trusted = false;
+    try {
+      const parsed = schema.safeParse(JSON.parse(await readFile(path, { encoding: 'utf8', signal })));
+      trusted = parsed.success && (parsed.data.clean || parsed.data.bootId === bootId);
+    } catch {
+      signal.throwIfAborted();
+      // No record, or one that a power loss has torn: not trusted.
+    }
+    return new BootRecord(path, bootId, trusted);
+  }
+
+  /** To be called once what is not trusted has been marked so on disk, before the first span is stored. */
+  async markRunning(): Promise<void> {
+    await this.#write(false);
+  }
+
+  /** To be called once every cache file is synced, and nothing is written any more. */
+  async markClean(): Promise<void> {
+    await this.#write(true);
+  }
+
+  async #write(clean: boolean): Promise<void> {
+    const next = `${this.#path}.next`;
+    await using file = await open(next, 'w', 0o600);
+    await file.writeFile(JSON.stringify({ bootId: this.#bootId, clean }));
+    await file.sync();
+    await rename(next, this.#path);
+    await using folder = await open(dirname(this.#path), 'r');
+    await folder.sync();
+  }
+}

@@ -1,0 +1,359 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { setImmediate as turn } from 'node:timers/promises';
+import { sha256 } from '#shared/digest/digest.ts';
+import type { SpanMap } from '#shared/layer/span-map.ts';
+import { FetchScheduler } from './fetch-scheduler.ts';
+import type { FetchLimits } from './fetch-pace.ts';
+import type { FailedFetch, FetchedSpan, FetchTarget } from './fetch-target.ts';
+import { Residency } from './residency.ts';
+import type { FetchPriority, SpanBytes, SpanRequest, SpanSource } from './span-source.ts';
+
+const SPAN = 100_000;
+const never = new AbortController().signal;
+
+function uniformMap(spans: number): SpanMap {
+  return {
+    layer: sha256(Buffer.from('a layer')),
+    format: 'gzip',
+    blobSize: spans * SPAN,
+    metadataSize: 4096,
+    imageSize: 4096 + spans * SPAN,
+    spanCount: spans,
+    prioritySpans: 0,
+    imageStart: (span) => 4096 + span * SPAN,
+    imageEnd: (span) => 4096 + (span + 1) * SPAN,
+    blobStart: (span) => span * SPAN,
+    blobEnd: (span) => (span + 1) * SPAN,
+    payloadLength: () => SPAN,
+    decodedLength: () => SPAN,
+    spansOf: () => undefined,
+  };
+}
+
+class FakeTarget implements FetchTarget {
+  readonly map: SpanMap;
+  readonly layer = sha256(Buffer.from('a layer'));
+  readonly origins = [{ repository: 'r.example/app', layer: this.layer, sizeBytes: 1, mediaType: '' }];
+  readonly residency: Residency;
+  readonly stored: [span: number, priority: FetchPriority][] = [];
+  readonly suspected = new Set<number>();
+  constructor(spans: number) {
+    this.map = uniformMap(spans);
+    this.residency = new Residency(spans);
+  }
+  has(span: number) {
+    return this.residency.has(span);
+  }
+  nextMissing(from: number) {
+    return this.residency.nextMissing(from);
+  }
+  suspects(span: number) {
+    return this.suspected.has(span);
+  }
+  verify(span: number) {
+    this.suspected.delete(span);
+    // Odd ones have not survived.
+    if (span % 2 === 0) this.residency.add(span);
+    return Promise.resolve(span % 2 === 0);
+  }
+  store(span: number, bytes: SpanBytes, priority: FetchPriority): Promise<'stored' | 'mismatch'> {
+    if (bytes.bytes[0] === BAD) return Promise.resolve('mismatch');
+    this.stored.push([span, priority]);
+    this.residency.add(span);
+    return Promise.resolve('stored');
+  }
+}
+
+const BAD = 66;
+
+interface Call {
+  readonly request: SpanRequest;
+  readonly signal: AbortSignal;
+  deliver(span: number, first?: number): void;
+  end(error?: unknown): void;
+}
+
+/** A source whose answers the test gives by hand, or at once. */
+class FakeSource implements SpanSource {
+  readonly name: SpanSource['name'];
+  readonly calls: Call[] = [];
+  readonly rejections: number[] = [];
+  answer: ((call: Call) => void) | undefined;
+  constructor(name: SpanSource['name'] = 'registry') {
+    this.name = name;
+  }
+  fetch(request: SpanRequest, deliver: (span: number, bytes: SpanBytes) => void, signal: AbortSignal): Promise<void> {
+    return new Promise((resolve, reject) => {
+      signal.addEventListener('abort', () => reject(signal.reason));
+      const call: Call = {
+        request,
+        signal,
+        deliver: (span, first = 0) => deliver(span, { form: 'payload', bytes: Uint8Array.of(first) }),
+        end: (error) => (error === undefined ? resolve() : reject(error)),
+      };
+      this.calls.push(call);
+      this.answer?.(call);
+    });
+  }
+  rejected(_request: SpanRequest, span: number) {
+    this.rejections.push(span);
+  }
+}
+
+const all = (call: Call) => {
+  for (let span = call.request.first; span <= call.request.last; span++) call.deliver(span);
+  call.end();
+};
+
+function setup(options: { sources?: FakeSource[]; limits?: Partial<FetchLimits>; now?: () => number } = {}) {
+  const sources = options.sources ?? [new FakeSource()];
+  const fetched: FetchedSpan[] = [];
+  const failed: FailedFetch[] = [];
+  const scheduler = new FetchScheduler({
+    sources,
+    observer: { fetched: (event) => fetched.push(event), failed: (event) => failed.push(event) },
+    limits: { backOffMs: 1, maxBackOffMs: 1, quietMs: 0, ...options.limits },
+    now: options.now ?? (() => performance.now()),
+  });
+  const [source] = sources;
+  assert.ok(source);
+  return { scheduler, source, sources, fetched, failed };
+}
+
+async function calls(source: FakeSource, count: number): Promise<void> {
+  while (source.calls.length < count) await turn();
+}
+
+test('concurrent readers of a span share one fetch', async () => {
+  const { scheduler, source, fetched } = setup();
+  const target = new FakeTarget(4);
+  const reads = [0, 1, 2].map(() => scheduler.ensure(target, 1, 2, never));
+  await calls(source, 1);
+  const call = source.calls[0];
+  assert.ok(call);
+  assert.deepEqual([call.request.first, call.request.last], [1, 2]);
+  const late = scheduler.ensure(target, 2, 2, never);
+  all(call);
+  await Promise.all([...reads, late]);
+  assert.equal(source.calls.length, 1);
+  assert.deepEqual(
+    fetched.map((event) => event.span),
+    [1, 2],
+  );
+  await scheduler.close();
+});
+
+test('a reader is served as soon as its span is there, before the rest of the request', async () => {
+  const { scheduler, source } = setup();
+  const target = new FakeTarget(8);
+  const first = scheduler.ensure(target, 0, 0, never, 5);
+  await calls(source, 1);
+  assert.equal(source.calls[0]?.request.last, 5);
+  source.calls[0]?.deliver(0);
+  await first;
+  assert.equal(target.has(1), false);
+  await scheduler.close();
+});
+
+test('a run is bounded, and what does not fit goes into the next one', async () => {
+  const { scheduler, source } = setup({ limits: { runBytes: { demand: 3 * SPAN, prefetch: SPAN, background: SPAN } } });
+  source.answer = all;
+  const target = new FakeTarget(8);
+  await scheduler.ensure(target, 0, 7, never);
+  assert.deepEqual(
+    source.calls.map(({ request }) => [request.first, request.last]),
+    [
+      [0, 2],
+      [3, 5],
+      [6, 7],
+    ],
+  );
+  await scheduler.close();
+});
+
+test('a demand read cuts a lower run whose stream is far from its span, and each span still comes once', async () => {
+  const { scheduler, source, fetched } = setup({ limits: { overtakeBytes: 2 * SPAN } });
+  const target = new FakeTarget(10);
+  scheduler.prefetch(target, 0, 10);
+  await calls(source, 1);
+  source.calls[0]?.deliver(0);
+  const read = scheduler.ensure(target, 8, 8, never);
+  assert.equal(source.calls[0]?.signal.aborted, true);
+  source.answer = all;
+  await read;
+  assert.deepEqual(source.calls[1]?.request.first, 8);
+  while (!target.residency.complete) await turn();
+  assert.deepEqual(
+    fetched.map((event) => event.span).sort((a, b) => a - b),
+    [0, 1, 2, 3, 4, 5, 6, 7, 8, 9],
+  );
+  await scheduler.close();
+});
+
+test('a demand read waits for a lower run that is about to bring its span', async () => {
+  const { scheduler, source } = setup({ limits: { overtakeBytes: 2 * SPAN } });
+  const target = new FakeTarget(10);
+  scheduler.prefetch(target, 0, 10);
+  await calls(source, 1);
+  const read = scheduler.ensure(target, 2, 2, never);
+  assert.equal(source.calls[0]?.signal.aborted, false);
+  for (const span of [0, 1, 2]) source.calls[0]?.deliver(span);
+  await read;
+  assert.equal(source.calls.length, 1);
+  await scheduler.close();
+});
+
+test('nothing goes in the background while a demand read is in flight, and it ends complete', async () => {
+  const { scheduler, source } = setup();
+  const target = new FakeTarget(6);
+  const read = scheduler.ensure(target, 3, 3, never);
+  scheduler.complete(target);
+  await calls(source, 1);
+  await turn();
+  assert.equal(source.calls.length, 1);
+  const [call] = source.calls;
+  assert.ok(call);
+  source.answer = all;
+  all(call);
+  await read;
+  while (!target.residency.complete) await turn();
+  assert.ok(source.calls.slice(1).every(({ request }) => request.priority === 'background'));
+  await scheduler.close();
+});
+
+test('what one source does not deliver or cannot prove is asked from the next', async () => {
+  const peer = new FakeSource('peer');
+  const registry = new FakeSource();
+  const { scheduler, failed, fetched } = setup({ sources: [peer, registry] });
+  peer.answer = (call) => {
+    call.deliver(0);
+    call.deliver(1, BAD);
+    call.end();
+  };
+  registry.answer = all;
+  const target = new FakeTarget(3);
+  await scheduler.ensure(target, 0, 2, never);
+  assert.deepEqual(peer.rejections, [1]);
+  assert.deepEqual(failed.map(({ span, reason }) => [span, reason]).sort(), [
+    [1, 'mismatch'],
+    [2, 'not-delivered'],
+  ]);
+  assert.deepEqual(fetched.map(({ span, source }) => [span, source]).sort(), [
+    [0, 'peer'],
+    [1, 'registry'],
+    [2, 'registry'],
+  ]);
+  await scheduler.close();
+});
+
+test('a lying registry is asked once more, then the reader gets an error, and a later read starts anew', async () => {
+  const { scheduler, source } = setup();
+  source.answer = (call) => {
+    call.deliver(0, BAD);
+    call.end();
+  };
+  const target = new FakeTarget(1);
+  await assert.rejects(scheduler.ensure(target, 0, 0, never), { name: 'LayerReadError', code: 'mismatch' });
+  assert.equal(source.calls.length, 2);
+  source.answer = all;
+  await scheduler.ensure(target, 0, 0, never);
+  await scheduler.close();
+});
+
+test('an unreachable registry is retried until the bound, then works again without a restart', async () => {
+  let now = 0;
+  const { scheduler, source } = setup({ now: () => now, limits: { giveUpMs: 1000 } });
+  source.answer = (call) => {
+    now += 300;
+    call.end(new Error('connection refused'));
+  };
+  const target = new FakeTarget(1);
+  await assert.rejects(scheduler.ensure(target, 0, 0, never), { code: 'unavailable', message: /connection refused/ });
+  assert.equal(source.calls.length, 5);
+  source.answer = all;
+  await scheduler.ensure(target, 0, 0, never);
+  await scheduler.close();
+});
+
+test('a reader that goes away ends its own wait alone', async () => {
+  const { scheduler, source } = setup();
+  const target = new FakeTarget(2);
+  const gone = new AbortController();
+  const first = scheduler.ensure(target, 0, 0, gone.signal);
+  const second = scheduler.ensure(target, 0, 0, never);
+  await calls(source, 1);
+  gone.abort(new Error('gone'));
+  await assert.rejects(first, /gone/);
+  const [call] = source.calls;
+  assert.ok(call);
+  all(call);
+  await second;
+  await scheduler.close();
+});
+
+test('a span that is only wanted by a reader who has gone is not fetched', async () => {
+  const { scheduler, source } = setup();
+  const target = new FakeTarget(2);
+  const gone = new AbortController();
+  const read = scheduler.ensure(target, 0, 0, gone.signal);
+  gone.abort(new Error('gone'));
+  await assert.rejects(read, /gone/);
+  await turn();
+  await turn();
+  assert.equal(source.calls.length, 0);
+  await scheduler.close();
+});
+
+test('a suspect span is verified before anything is fetched, and fetched only when it has not survived', async () => {
+  const { scheduler, source } = setup();
+  source.answer = all;
+  const target = new FakeTarget(4);
+  for (const span of [0, 1, 2, 3]) target.suspected.add(span);
+  await scheduler.ensure(target, 0, 3, never);
+  assert.deepEqual(
+    source.calls.map(({ request }) => request.first),
+    [1, 3],
+  );
+  await scheduler.close();
+});
+
+test('an error that no other source would help reaches the readers at once', async () => {
+  const { scheduler, source } = setup();
+  source.answer = all;
+  const target = new FakeTarget(1);
+  target.store = () => Promise.reject(Object.assign(new Error('disk full'), { code: 'no-space' }));
+  await assert.rejects(scheduler.ensure(target, 0, 0, never), { code: 'no-space' });
+  assert.equal(source.calls.length, 1);
+  await scheduler.close();
+});
+
+test('closing ends waits with an error and leaves nothing in flight', async () => {
+  const { scheduler, source } = setup();
+  const target = new FakeTarget(2);
+  const read = scheduler.ensure(target, 0, 0, never);
+  const refused = assert.rejects(read, { code: 'closed' });
+  await calls(source, 1);
+  await scheduler.close();
+  await refused;
+  assert.equal(source.calls[0]?.signal.aborted, true);
+  await assert.rejects(scheduler.ensure(target, 0, 0, never), { code: 'closed' });
+});
+
+test('the background keeps to its rate', async () => {
+  let now = 1000;
+  const { scheduler, source } = setup({
+    now: () => now,
+    limits: { backgroundRate: SPAN, runBytes: { demand: SPAN, prefetch: SPAN, background: SPAN } },
+  });
+  source.answer = all;
+  const target = new FakeTarget(3);
+  scheduler.complete(target);
+  await calls(source, 1);
+  for (let i = 0; i < 5; i++) await turn();
+  assert.equal(source.calls.length, 1);
+  now += 1001;
+  scheduler.prefetch(target, 0, 0);
+  await calls(source, 2);
+  await scheduler.close();
+});

@@ -1,0 +1,90 @@
+import type { Digest } from '#shared/digest/digest.ts';
+import type { SpanBytes, SpanRequest, SpanSource } from './span-source.ts';
+
+/** The part of the registry client that this needs. */
+export interface BlobRanges {
+  blobRange(
+    repository: string,
+    digest: Digest,
+    start: number,
+    end: number,
+    signal: AbortSignal,
+  ): AsyncIterable<Uint8Array>;
+}
+
+export class NoOriginError extends Error {
+  override readonly name = 'NoOriginError';
+  readonly code = 'no-origin';
+}
+
+/** Spans as ranges of the blob, from the first of the layer's repositories that answers. */
+export class RegistrySource implements SpanSource {
+  readonly name = 'registry';
+  readonly #client: BlobRanges;
+
+  constructor(client: BlobRanges) {
+    this.#client = client;
+  }
+
+  async fetch(
+    request: SpanRequest,
+    deliver: (span: number, bytes: SpanBytes) => void,
+    signal: AbortSignal,
+  ): Promise<void> {
+    let next = request.first;
+    let failure: unknown = new NoOriginError(`Cannot fetch ${request.layer}: no repository is known to have it`);
+    for (const origin of request.origins) {
+      try {
+        const rest = { ...request, first: next };
+        await this.#fetchFrom(
+          origin.repository,
+          rest,
+          (span, bytes) => {
+            next = span + 1;
+            deliver(span, { form: 'compressed', bytes });
+          },
+          signal,
+        );
+        return;
+      } catch (error) {
+        signal.throwIfAborted();
+        failure = error;
+      }
+    }
+    throw failure;
+  }
+
+  rejected(): void {
+    // The observer counts it. There is no other registry to turn to: the scheduler asks once more and then gives up.
+  }
+
+  async #fetchFrom(
+    repository: string,
+    request: SpanRequest,
+    deliver: (span: number, bytes: Uint8Array) => void,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const { map, last } = request;
+    let span = request.first;
+    let position = map.blobStart(span);
+    /** Of the spans from `span` on that have begun: they touch, or share a byte where a checkpoint lies inside one. */
+    const begun: Uint8Array[] = [];
+    for await (const chunk of this.#client.blobRange(repository, request.layer, position, map.blobEnd(last), signal)) {
+      const chunkEnd = position + chunk.length;
+      for (let at = span; at <= last && map.blobStart(at) < chunkEnd; at++) {
+        const start = map.blobStart(at);
+        const end = map.blobEnd(at);
+        // A buffer of its own, so that it can be handed to a decoder's thread without a copy.
+        const bytes = (begun[at - span] ??= Buffer.allocUnsafeSlow(end - start));
+        const from = Math.max(start, position);
+        const to = Math.min(end, chunkEnd);
+        if (to > from) bytes.set(chunk.subarray(from - position, to - position), from - start);
+      }
+      position = chunkEnd;
+      while (span <= last && map.blobEnd(span) <= position) {
+        const bytes = begun.shift() ?? new Uint8Array(0);
+        deliver(span++, bytes);
+      }
+    }
+  }
+}
