@@ -1,0 +1,65 @@
+import { join } from 'node:path';
+import { runTool } from '#test/images/tool.ts';
+import type { TreeEntry } from './walk-tree.ts';
+
+/** Differences shown; the rest is counted. */
+const SHOWN = 40;
+
+export interface CompareOptions {
+  /** Paths whose modification time is not a property of the image, such as directories that its layers only imply. */
+  readonly ignoreMtime?: (path: string) => boolean;
+}
+
+/** All entries of a tree, read by another process. */
+export async function walkTree(root: string, signal: AbortSignal): Promise<Map<string, TreeEntry>> {
+  const out = await runTool(
+    process.execPath,
+    ['--disable-warning=ExperimentalWarning', join(import.meta.dirname, 'walk-tree.ts'), root],
+    signal,
+  );
+  const entries = new Map<string, TreeEntry>();
+  for (const line of out.split('\n')) {
+    if (line === '') continue;
+    const entry = JSON.parse(line) as TreeEntry;
+    entries.set(entry.path, entry);
+  }
+  return entries;
+}
+
+/**
+ * What differs between two trees: path, type, mode, owner, size, modification time, device, link target, hard-link groups,
+ * xattrs and content. Empty when they are equal.
+ */
+export async function compareTrees(
+  expected: string,
+  actual: string,
+  signal: AbortSignal,
+  options: CompareOptions = {},
+): Promise<string[]> {
+  const [left, right] = await Promise.all([walkTree(expected, signal), walkTree(actual, signal)]);
+  return differences(left, right, options);
+}
+
+export function differences(
+  expected: ReadonlyMap<string, TreeEntry>,
+  actual: ReadonlyMap<string, TreeEntry>,
+  options: CompareOptions = {},
+): string[] {
+  const found: string[] = [];
+  for (const [path, left] of expected) {
+    const right = actual.get(path);
+    if (right === undefined) {
+      found.push(`${path}: missing`);
+      continue;
+    }
+    for (const key of KEYS) {
+      if (key === 'mtimeNs' && options.ignoreMtime?.(path) === true) continue;
+      const [a, b] = [JSON.stringify(left[key]), JSON.stringify(right[key])];
+      if (a !== b) found.push(`${path}: ${key} is ${b}, not ${a}`);
+    }
+  }
+  for (const path of actual.keys()) if (!expected.has(path)) found.push(`${path}: too much`);
+  return found.length <= SHOWN ? found : [...found.slice(0, SHOWN), `and ${found.length - SHOWN} more`];
+}
+
+const KEYS = ['type', 'mode', 'uid', 'gid', 'mtimeNs', 'size', 'rdev', 'target', 'linkOf', 'xattrs', 'sha256'] as const;
