@@ -23,6 +23,8 @@ export interface FuseSession {
   /** Settles when the kernel ended the session (unmounted or aborted) or after `close`. Never rejects. */
   readonly closed: Promise<void>;
   stats(): FuseStats;
+  /** The file is gone, or another has its name: what the kernel remembers of it is dropped. */
+  invalidate(file: LayerFile): Promise<void>;
   /**
    * Stops serving. `device`: the kernel keeps what is unanswered for the next agent; reads that wait in libuv's pool stay there
    * while the mount lives, so the process must then end by SIGKILL (see KeeperLink.leave). `native`: unmounts, lazily.
