@@ -24,13 +24,26 @@ export class NotLazyError extends Error {
   }
 }
 
+/** A layer that is mounted. */
+export interface ProvidedLayer {
+  /** Where its EROFS is mounted. Short: overlayfs takes all its layers' paths in one page. */
+  readonly path: string;
+  /**
+   * Directories (cleaned, relative paths; the root left out) that have no entry of their own in the layer. Under overlayfs
+   * they would show made-up attributes in place of those of the layers below.
+   */
+  readonly impliedDirectories?: readonly Buffer[];
+  /** Owner of the layer's root where it has an entry for it. */
+  readonly rootOwner?: { readonly uid: number; readonly gid: number } | undefined;
+}
+
 /** Seam of the snapshots service, implemented by the layer store. */
 export interface LayerProvider {
   /**
-   * Makes the layer's image ready and mounted (EROFS, read-only) and returns the mount's path. Idempotent; concurrent calls
+   * Makes the layer's image ready and mounted (EROFS, read-only). Idempotent; concurrent calls
    * for a layer share the work. @throws NotLazyError
    */
-  provide(request: LayerRequest, signal: AbortSignal): Promise<{ readonly path: string }>;
+  provide(request: LayerRequest, signal: AbortSignal): Promise<ProvidedLayer>;
   /** Path of the mounted layer, mounting it again when it is not (after a reboot). @throws NotLazyError */
   mountOf(layer: Digest, signal: AbortSignal): Promise<string>;
   /** Bytes and inodes on this node's disk. */
