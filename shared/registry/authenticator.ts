@@ -53,6 +53,11 @@ export class Authenticator {
     this.#backOff = backOff;
   }
 
+  /** Whether the endpoint has said what it wants. */
+  knows(endpoint: Endpoint): boolean {
+    return this.#challenges.has(endpoint.base);
+  }
+
   /** Value of the Authorization header for `scope` (space-separated), as far as the endpoint has told what it wants. */
   authorization(
     endpoint: Endpoint,

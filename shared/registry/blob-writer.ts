@@ -6,6 +6,25 @@ import { RegistryError } from './registry-error.ts';
 import { answerError, type Ask, type RegistrySession, type Repository } from './registry-session.ts';
 import { type Answer, dropBody, headerOf, TRANSPORT_LIMITS } from './transport.ts';
 
+/** Tells an error of what is uploaded from one of the connection. */
+class UploadSource {
+  readonly #source: AsyncIterable<Uint8Array>;
+  failure: unknown;
+
+  constructor(source: AsyncIterable<Uint8Array>) {
+    this.#source = source;
+  }
+
+  async *chunks(): AsyncGenerator<Uint8Array> {
+    try {
+      for await (const chunk of this.#source) yield chunk;
+    } catch (cause) {
+      this.failure = cause;
+      throw cause;
+    }
+  }
+}
+
 /** Puts blobs into a repository. */
 export class BlobWriter {
   readonly #session: RegistrySession;
@@ -26,7 +45,8 @@ export class BlobWriter {
       const location = await this.#start(endpoint, repository, 'blobs/uploads/', repository.pushScope, what, signal);
       if (location === undefined) return;
       location.searchParams.set('digest', blob.digest);
-      const body = Readable.from(open(), { objectMode: false });
+      const source = new UploadSource(open());
+      const body = Readable.from(source.chunks(), { objectMode: false });
       // An upload that fails early ends its body with an error that belongs to nobody.
       body.on('error', () => {});
       try {
@@ -45,6 +65,9 @@ export class BlobWriter {
         );
         if (answer.status !== 201 && answer.status !== 204) throw await uploadError(answer, repository, blob.digest);
         await dropBody(answer);
+      } catch (cause) {
+        // A source that fails is no trouble of the registry's, and trying again is the caller's business.
+        throw source.failure ?? cause;
       } finally {
         body.destroy();
       }

@@ -243,8 +243,8 @@ export class RegistryClient {
   }
 
   /**
-   * Value of the Authorization header that this process pulls the repository with; undefined = anonymously, or not asked
-   * for yet: it is known once the repository has been pulled from.
+   * Value of the Authorization header that this process pulls the repository with; undefined = anonymously. May ask the
+   * registry what it wants, and for a token.
    */
   authorizationOf(repository: RepositoryName, signal: AbortSignal): Promise<string | undefined> {
     return this.#session.authorizationOf(this.#session.repository(repository), signal);

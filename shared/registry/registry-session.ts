@@ -52,6 +52,8 @@ export class RegistrySession {
   readonly #logger: Logger;
   readonly backOff: BackOff;
   readonly #repositories = new Map<RepositoryName, Repository>();
+  /** Endpoints that have been asked what authorization they want. */
+  readonly #probed = new Set<string>();
 
   constructor(
     transport: Transport,
@@ -278,12 +280,27 @@ export class RegistrySession {
     return answer;
   }
 
-  /** Authorization for pulling, from the first endpoint that is not a mirror. */
+  /** Authorization for pulling from the registry itself; asks it what it wants where it has not said yet. */
   async authorizationOf(repository: Repository, signal: AbortSignal): Promise<string | undefined> {
     const endpoint = (await this.#endpoints.of(repository.host)).find((candidate) => !candidate.isMirror);
     if (endpoint === undefined) return undefined;
+    const scope = repository.pullScope;
+    if (!this.#authenticator.knows(endpoint) && !this.#probed.has(endpoint.base)) {
+      const { headers, dispatcher } = endpoint;
+      const answer = await this.#transport.exchange(
+        { method: 'GET', url: new URL(`${endpoint.base}/`), headers, dispatcher },
+        signal,
+      );
+      await dropBody(answer);
+      if (answer.status < 500 && answer.status !== 429) this.#probed.add(endpoint.base);
+      if (answer.status === 401) {
+        const challenged = (): Promise<string | undefined> =>
+          this.#authenticator.challenged(endpoint, answer, scope, undefined, signal);
+        return await this.#authorization(challenged, repository, signal);
+      }
+    }
     return await this.#authorization(
-      () => this.#authenticator.authorization(endpoint, repository.pullScope, signal),
+      () => this.#authenticator.authorization(endpoint, scope, signal),
       repository,
       signal,
     );
