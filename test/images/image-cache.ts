@@ -2,10 +2,11 @@ import { createHash } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import { chmod, mkdir, mkdtemp, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { compressLayer, type Compression } from './compression.ts';
+import { COMPRESSIONS, compressLayer, type Compression } from './compression.ts';
 import { BASE_SCRIPT, PACKAGES_SCRIPT, TAR_SCRIPT } from './layer-script.ts';
 import { OciLayout, digestOfFile, writeOciLayout, type LayerFile } from './oci-layout.ts';
 import { recipeOf, type Recipe } from './recipe.ts';
+import { REMOTE_VARIANTS, convertByCtrRemote, type RemoteVariant } from './remote-converter.ts';
 import { runTool } from './tool.ts';
 
 /** Change it to make every image anew, for example after changing a script. */
@@ -18,40 +19,48 @@ export function imageCache(): string {
 }
 
 /**
- * The image `name` with its layers compressed as said, built when the cache has none: then this takes from seconds to
+ * The image `name` in the form of `variant`, built when the cache has none: then this takes from seconds to
  * minutes, needs root and Debian's mirror, and one build at a time runs on the machine.
  */
-export async function testImage(
-  name: string,
-  signal: AbortSignal,
-  compression: Compression = 'gzip-6',
-): Promise<OciLayout> {
-  const folder = layoutFolder(recipeOf(name), compression);
+export async function testImage(name: string, signal: AbortSignal, variant: Variant = 'gzip-6'): Promise<OciLayout> {
+  const folder = layoutFolder(recipeOf(name), variant);
   if (!existsSync(folder)) {
     await runTool(
       process.execPath,
-      ['--disable-warning=ExperimentalWarning', MAIN, name, compression],
+      ['--disable-warning=ExperimentalWarning', MAIN, name, variant],
       AbortSignal.any([signal, AbortSignal.timeout(BUILD_TIMEOUT_MS)]),
     );
   }
   return new OciLayout(folder);
 }
 
+/** How the layers of a test image are compressed, or which other producer converted them. */
+export type Variant = Compression | RemoteVariant;
+export const VARIANTS: readonly Variant[] = [...COMPRESSIONS, ...REMOTE_VARIANTS];
+
+function isRemote(variant: Variant): variant is RemoteVariant {
+  return (REMOTE_VARIANTS as readonly string[]).includes(variant);
+}
+
 const MAIN = join(import.meta.dirname, 'main.ts');
 
-function layoutFolder(recipe: Recipe, compression: Compression): string {
+function layoutFolder(recipe: Recipe, variant: Variant): string {
   const key = createHash('sha256')
     .update(JSON.stringify([BUILD_VERSION, recipe]))
     .digest('hex')
     .slice(0, 12);
-  return join(imageCache(), 'images', `${recipe.name}-${key}-${compression}`);
+  return join(imageCache(), 'images', `${recipe.name}-${key}-${variant}`);
 }
 
 /** To be called under the lock only (main.ts). */
-export async function buildImage(name: string, compression: Compression, signal: AbortSignal): Promise<OciLayout> {
+export async function buildImage(name: string, variant: Variant, signal: AbortSignal): Promise<OciLayout> {
   const recipe = recipeOf(name);
-  const folder = layoutFolder(recipe, compression);
+  const folder = layoutFolder(recipe, variant);
   if (existsSync(folder)) return new OciLayout(folder);
+  if (isRemote(variant)) {
+    return await convertByCtrRemote(await buildImage(name, 'gzip-6', signal), variant, folder, signal);
+  }
+  const compression = variant;
   const cache = imageCache();
   for (const part of ['images', 'tars', 'bases']) await mkdir(join(cache, part), { recursive: true });
   const mirror = await debianMirror(signal);

@@ -37,6 +37,8 @@ mount --bind /etc/resolv.conf "$root/etc/resolv.conf"
 cp "$options" "$root/etc/apt/apt.conf.d/00build"
 in_root() { env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C DEBIAN_FRONTEND=noninteractive chroot "$root" "$@"; }
 if [ -z "$(find "$cache/lists" -maxdepth 1 -name '*Packages*' -mmin -600)" ]; then in_root apt-get -q update; fi
+# Some packages link manual pages although a slim image has no folder for them.
+mkdir -p "$root/usr/share/man/man1"
 # shellcheck disable=SC2086
 in_root apt-get -q -y install --no-install-recommends $packages
 if [ -n "$setup" ]; then in_root sh -euc "$setup"; fi

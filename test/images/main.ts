@@ -1,21 +1,20 @@
 /**
- * Builds test images into the cache: `node test/images/main.ts NAME... [COMPRESSION...]`, `all` for every recipe. Tests call
+ * Builds test images into the cache: `node test/images/main.ts NAME... [VARIANT...]`, `all` for every recipe. Tests call
  * `testImage`, which runs this under a lock.
  */
 import { spawnSync } from 'node:child_process';
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
-import { COMPRESSIONS, type Compression } from './compression.ts';
-import { buildImage, imageCache } from './image-cache.ts';
+import { VARIANTS, buildImage, imageCache, type Variant } from './image-cache.ts';
 import { RECIPES } from './recipe.ts';
 
 const words = process.argv.slice(2);
-const compressions = COMPRESSIONS.filter((compression) => words.includes(compression));
-const rest = words.filter((word) => !(COMPRESSIONS as readonly string[]).includes(word));
+const variants = VARIANTS.filter((variant) => words.includes(variant));
+const rest = words.filter((word) => !(VARIANTS as readonly string[]).includes(word));
 const names = rest.includes('all') ? RECIPES.map((recipe) => recipe.name) : rest;
 if (names.length === 0) {
   console.error(
-    `usage: node test/images/main.ts NAME...|all [COMPRESSION...]\n  images: ${RECIPES.map((recipe) => recipe.name).join(' ')}\n  compressions: ${COMPRESSIONS.join(' ')}`,
+    `usage: node test/images/main.ts NAME...|all [VARIANT...]\n  images: ${RECIPES.map((recipe) => recipe.name).join(' ')}\n  variants: ${VARIANTS.join(' ')}`,
   );
   process.exit(2);
 }
@@ -36,10 +35,10 @@ if (process.env['IMAGES_LOCKED'] !== '1') {
 const interrupted = new AbortController();
 for (const name of ['SIGINT', 'SIGTERM'] as const) process.once(name, () => interrupted.abort());
 for (const name of names) {
-  for (const compression of compressions.length > 0 ? compressions : (['gzip-6'] satisfies Compression[])) {
+  for (const variant of variants.length > 0 ? variants : (['gzip-6'] satisfies Variant[])) {
     const started = performance.now();
-    const layout = await buildImage(name, compression, interrupted.signal);
+    const layout = await buildImage(name, variant, interrupted.signal);
     const mebibytes = ((await layout.layerBytes()) / 1048576).toFixed(0);
-    console.log(`${name} ${compression}: ${mebibytes} MiB, ${((performance.now() - started) / 1000).toFixed(1)} s`);
+    console.log(`${name} ${variant}: ${mebibytes} MiB, ${((performance.now() - started) / 1000).toFixed(1)} s`);
   }
 }
