@@ -50,6 +50,8 @@ const COLUMNS = `s.id, s.name, s.kind, coalesce(p.name, '') AS parent, s.labels,
 type Row = Record<string, unknown>;
 
 export interface NewSnapshot {
+  /** From `reserveId`, where the folder had to be there first. */
+  readonly id?: number;
   readonly name: string;
   readonly kind: SnapshotKind;
   readonly parent: string;
@@ -145,17 +147,31 @@ export class SnapshotStore {
     return new Set(rows.map((row) => row['layer']).filter(isDigest));
   }
 
+  /** An ID that no snapshot has or had. */
+  reserveId(): number {
+    return this.#transaction(() => {
+      const { lastInsertRowid } = this.#db
+        .prepare(
+          "INSERT INTO snapshots (name, kind, labels, created_at, updated_at) VALUES ('', 'reserved', '{}', 0, 0)",
+        )
+        .run();
+      this.#db.prepare('DELETE FROM snapshots WHERE id = ?').run(lastInsertRowid);
+      return Number(lastInsertRowid);
+    });
+  }
+
   create(snapshot: NewSnapshot): StoredSnapshot {
     return this.#transaction(() => {
-      const parentId = snapshot.parent === '' ? null : this.#committed(snapshot.parent).id;
+      const parentId = snapshot.parent === '' ? null : this.requireCommitted(snapshot.parent).id;
       if (this.find(snapshot.name) !== undefined) throw exists(snapshot.name);
       const now = this.#now();
       this.#db
         .prepare(
-          `INSERT INTO snapshots (name, kind, parent_id, labels, created_at, updated_at, layer, has_cover, owner_uid, owner_gid)
-           VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+          `INSERT INTO snapshots (id, name, kind, parent_id, labels, created_at, updated_at, layer, has_cover, owner_uid, owner_gid)
+           VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
         )
         .run(
+          snapshot.id ?? null,
           snapshot.name,
           snapshot.kind,
           parentId,
@@ -195,7 +211,7 @@ export class SnapshotStore {
         );
       }
       const parentName = active.parent || parent;
-      const parentId = parentName === '' ? null : this.#committed(parentName).id;
+      const parentId = parentName === '' ? null : this.requireCommitted(parentName).id;
       const now = this.#now();
       this.#db
         .prepare(
@@ -274,7 +290,8 @@ export class SnapshotStore {
     this.#db.close();
   }
 
-  #committed(name: string): StoredSnapshot {
+  /** @throws SnapshotError `not-found`; `invalid` when it is not committed. */
+  requireCommitted(name: string): StoredSnapshot {
     const parent = this.find(name);
     if (parent === undefined) {
       throw new SnapshotError('not-found', `Cannot find the parent snapshot ${JSON.stringify(name)}`);

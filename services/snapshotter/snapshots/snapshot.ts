@@ -1,4 +1,5 @@
 import type { Digest } from '#shared/digest/digest.ts';
+import { SnapshotError } from './snapshot-error.ts';
 
 export type SnapshotKind = 'view' | 'active' | 'committed';
 
@@ -41,3 +42,30 @@ export const SNAPSHOT_LIMITS = {
   filters: 64,
   filterBytes: 16 * 1024,
 } as const;
+
+/** @throws SnapshotError `invalid` */
+export function checkName(name: string, what: 'key' | 'name'): void {
+  if (name === '' || Buffer.byteLength(name) > SNAPSHOT_LIMITS.nameBytes) {
+    throw new SnapshotError(
+      'invalid',
+      `Cannot use snapshot ${what} ${JSON.stringify(name.slice(0, 100))}: 1 to ${SNAPSHOT_LIMITS.nameBytes} bytes are allowed`,
+    );
+  }
+}
+
+/** The labels themselves. @throws SnapshotError `invalid` */
+export function checkLabels(labels: Readonly<Record<string, string>>): Readonly<Record<string, string>> {
+  const entries = Object.entries(labels);
+  if (entries.length > SNAPSHOT_LIMITS.labels) {
+    throw new SnapshotError('invalid', `Cannot set ${entries.length} labels: ${SNAPSHOT_LIMITS.labels} are allowed`);
+  }
+  for (const [key, value] of entries) {
+    if (Buffer.byteLength(key) + Buffer.byteLength(value) > SNAPSHOT_LIMITS.labelBytes) {
+      throw new SnapshotError(
+        'invalid',
+        `Cannot set label ${JSON.stringify(key.slice(0, 100))}: key and value are over ${SNAPSHOT_LIMITS.labelBytes} bytes`,
+      );
+    }
+  }
+  return labels;
+}
