@@ -422,6 +422,10 @@ export class FetchScheduler {
         this.#finish(task);
         return;
       }
+      if (result === 'retry') {
+        if (this.#isLive(task)) this.#enqueue(task);
+        return;
+      }
       run.source.rejected(run.request, span);
       if (task.source === this.#sources.length - 1) task.mismatches++;
       this.#failed(task, run.source, 'mismatch', undefined);

@@ -15,10 +15,10 @@ export interface FetchTarget {
   /** Verifies a suspect. True: it is resident now; false: it is not, and must be fetched. */
   verify(span: number, priority: FetchPriority): Promise<boolean>;
   /**
-   * Decodes, verifies and keeps. `mismatch`: the bytes are not the span's.
+   * Decodes, verifies and keeps. `mismatch`: the bytes are not the span's. `retry`: there was no room, and now there is.
    * @throws LayerReadError `no-space` or `closed`, which no other source would help.
    */
-  store(span: number, bytes: SpanBytes, priority: FetchPriority): Promise<'stored' | 'mismatch'>;
+  store(span: number, bytes: SpanBytes, priority: FetchPriority): Promise<'stored' | 'mismatch' | 'retry'>;
 }
 
 /** What the scheduler tells of its work; for statistics, metrics and the log. Called on the way: must be quick. */

@@ -1,6 +1,8 @@
 import { z } from 'zod';
 import { isDigest, type Digest } from '#shared/digest/digest.ts';
+import { parseReference } from '#shared/registry/reference.ts';
 import type { LayerRequest } from '../snapshots/layer-provider.ts';
+import type { LayerOrigin } from './span-source.ts';
 
 const digest = z.custom<Digest>(isDigest, 'a sha256 digest');
 const size = z.int().nonnegative();
@@ -31,9 +33,12 @@ const schema = z.object({
   inodes: size,
   /** Base64 of the paths that exist only because something lies below them. */
   impliedDirectories: z.array(z.string()),
+  /** Owner of the root, where the layer has an entry for it. */
+  rootOwner: z.object({ uid: size, gid: size }).optional(),
   metadataDigest: digest,
   mapDigest: digest,
-  indexDigest: digest,
+  /** Absent where the index is not kept, since the blob's own TOC says the same. */
+  indexDigest: digest.optional(),
   /** How the layer was asked for: where its bytes can be had, and how to make it anew. The latest first. */
   requests: z.array(request),
 });
@@ -96,4 +101,13 @@ export function requestOf(stored: LayerRecord['requests'][number]): LayerRequest
     annotations: stored.annotations,
     manifest: stored.manifest,
   };
+}
+
+/** @throws ImageReferenceError */
+export function originOf(
+  request: { readonly imageReference: string; readonly layer: Digest; readonly mediaType?: string | undefined },
+  sizeBytes: number,
+): LayerOrigin {
+  const { repository } = parseReference(request.imageReference);
+  return { repository, layer: request.layer, sizeBytes, mediaType: request.mediaType ?? '' };
 }

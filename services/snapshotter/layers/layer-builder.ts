@@ -1,0 +1,259 @@
+import { rm } from 'node:fs/promises';
+import type { Digest } from '#shared/digest/digest.ts';
+import type { Descriptor } from '#shared/registry/manifest.ts';
+import { hostPlatform } from '#shared/registry/platform.ts';
+import { formatReference, parseReference, type Reference } from '#shared/registry/reference.ts';
+import type { RegistryClient } from '#shared/registry/registry-client.ts';
+import type { Logger } from '#shared/telemetry/logger.ts';
+import { NotLazyError, type LayerRequest } from '../snapshots/layer-provider.ts';
+import type { LayerDirectory } from './layer-directory.ts';
+import type { LayerRecord } from './layer-record.ts';
+import type { BuiltLayer } from './worker-job.ts';
+import { WorkerError, type WorkerPool } from './worker-pool.ts';
+
+/** Where an index that somebody else has built may be found; asked in order. */
+export interface IndexSource {
+  find(
+    request: {
+      readonly layer: Digest;
+      readonly sizeBytes?: number;
+      readonly mediaType?: string;
+      readonly repository: string;
+      readonly manifest?: Digest;
+      readonly annotations: Readonly<Record<string, string>>;
+    },
+    signal: AbortSignal,
+  ): Promise<Uint8Array | undefined>;
+}
+
+/** Fills a layer's folder from one pass over its blob, where there is neither index nor TOC. */
+export interface StreamBuilder {
+  /** @returns the layer, with all its spans in the image. @throws LayerError, RegistryError */
+  build(
+    source: {
+      readonly repository: string;
+      readonly layer: Digest;
+      readonly sizeBytes: number;
+      readonly mediaType: string;
+    },
+    folder: string,
+    signal: AbortSignal,
+  ): Promise<BuiltLayer>;
+}
+
+/** A layer whose size, type and annotations are known. */
+interface ResolvedRequest {
+  readonly request: LayerRequest;
+  readonly repository: string;
+  readonly sizeBytes: number;
+  readonly mediaType: string;
+  readonly annotations: Readonly<Record<string, string>>;
+}
+
+export interface BuiltFolder {
+  readonly record: LayerRecord;
+  /** Still to be published. */
+  readonly folder: string;
+}
+
+/** Annotations that tell that a blob has a TOC, and by their digest which TOC to believe. */
+const TOC_ANNOTATIONS = [
+  'containerd.io/snapshot/stargz/toc.digest',
+  'io.github.containers.zstd-chunked.manifest-checksum',
+  'io.containers.zstd-chunked.manifest-checksum',
+] as const;
+const ZSTD_POSITION = [
+  'io.github.containers.zstd-chunked.manifest-position',
+  'io.containers.zstd-chunked.manifest-position',
+] as const;
+
+/** What the first request for a TOC asks: large layers have some 0.5 % of TOC; a blob up to the minimum comes whole. */
+const MIN_TAIL = 192 * 1024;
+const MAX_TAIL = 2 * 1024 * 1024;
+const TAIL_SHARE = 0.006;
+/** How long a manifest is remembered for the next layer of the same image. */
+const MANIFEST_MS = 30_000;
+/** Bytes of a compressed TOC. */
+const MAX_TOC = 128 * 1024 * 1024;
+
+/**
+ * Makes a layer's folder: from an index that somebody has built, else from the blob's own TOC with one range request, else
+ * from one pass over the whole blob.
+ */
+export class LayerBuilder {
+  readonly #directory: LayerDirectory;
+  readonly #workers: Pick<WorkerPool, 'run'>;
+  readonly #registry: Pick<RegistryClient, 'tail' | 'platformManifest'>;
+  readonly #indexes: readonly IndexSource[];
+  readonly #streamed: StreamBuilder;
+  readonly #logger: Logger;
+  readonly #manifests = new Map<string, Promise<readonly Descriptor[]>>();
+
+  constructor(options: {
+    readonly directory: LayerDirectory;
+    readonly workers: Pick<WorkerPool, 'run'>;
+    readonly registry: Pick<RegistryClient, 'tail' | 'platformManifest'>;
+    readonly indexes: readonly IndexSource[];
+    readonly streamed: StreamBuilder;
+    readonly logger: Logger;
+  }) {
+    this.#directory = options.directory;
+    this.#workers = options.workers;
+    this.#registry = options.registry;
+    this.#indexes = options.indexes;
+    this.#streamed = options.streamed;
+    this.#logger = options.logger;
+  }
+
+  /** @throws NotLazyError */
+  async build(request: LayerRequest, signal: AbortSignal): Promise<BuiltFolder> {
+    const folder = await this.#directory.begin();
+    try {
+      const resolved = await this.#resolve(request, signal);
+      const built = await this.#buildIn(folder, resolved, signal);
+      const { sizeBytes, mediaType, annotations } = resolved;
+      const record: LayerRecord = {
+        version: 1,
+        ...built,
+        requests: [{ ...request, sizeBytes, mediaType, annotations: { ...annotations } }],
+      };
+      return { record, folder };
+    } catch (error) {
+      await rm(folder, { recursive: true, force: true });
+      signal.throwIfAborted();
+      throw notLazy(request, error);
+    }
+  }
+
+  async #buildIn(folder: string, resolved: ResolvedRequest, signal: AbortSignal): Promise<BuiltLayer> {
+    const { layer } = resolved.request;
+    const index = await this.#findIndex(resolved, signal);
+    if (index !== undefined) {
+      try {
+        return await this.#workers.run({ kind: 'build-index', layer, folder, index }, 'prefetch');
+      } catch (error) {
+        // A bad index of somebody else's must not keep the layer from starting: its blob can be read without.
+        this.#logger.warn({ layer, err: error }, 'Cannot use the index that was found');
+      }
+    }
+    if (TOC_ANNOTATIONS.some((name) => resolved.annotations[name] !== undefined)) {
+      const built = await this.#buildFromToc(folder, resolved, signal);
+      if (built !== undefined) return built;
+    }
+    const { repository, sizeBytes, mediaType } = resolved;
+    return await this.#streamed.build({ repository, layer, sizeBytes, mediaType }, folder, signal);
+  }
+
+  async #findIndex(resolved: ResolvedRequest, signal: AbortSignal): Promise<Uint8Array | undefined> {
+    const { request, repository, sizeBytes, mediaType, annotations } = resolved;
+    const wanted = {
+      layer: request.layer,
+      sizeBytes,
+      mediaType,
+      repository,
+      annotations,
+      ...(request.manifest === undefined ? {} : { manifest: request.manifest }),
+    };
+    for (const source of this.#indexes) {
+      try {
+        const index = await source.find(wanted, signal);
+        if (index !== undefined) return index;
+      } catch (error) {
+        signal.throwIfAborted();
+        this.#logger.warn({ layer: request.layer, err: error }, 'Cannot ask for an index');
+      }
+    }
+    return undefined;
+  }
+
+  async #buildFromToc(folder: string, resolved: ResolvedRequest, signal: AbortSignal): Promise<BuiltLayer | undefined> {
+    const { request, repository, sizeBytes, mediaType, annotations } = resolved;
+    const { layer } = request;
+    let length = tailLength(sizeBytes, annotations);
+    // Once for the guess, once for what the footer says.
+    for (let attempt = 0; attempt < 2; attempt++) {
+      const bytes = await this.#registry.tail(repository, { digest: layer, size: sizeBytes }, length, signal);
+      const tail = new Uint8Array(bytes);
+      const answer = await this.#workers.run(
+        { kind: 'build-tail', layer, folder, blobSize: sizeBytes, mediaType, annotations, tail },
+        'prefetch',
+        [tail.buffer],
+      );
+      if (answer.kind === 'built') return answer.layer;
+      if (answer.kind === 'no-toc') return undefined;
+      length = sizeBytes - answer.from;
+      if (length > MAX_TOC) break;
+    }
+    throw new NotLazyError('refused', `Cannot use the TOC of ${layer}: its footer asks for more than ${MAX_TOC} bytes`);
+  }
+
+  /** Labels may lack the size and the annotations (CRI passes on only few): then the manifest says them. */
+  async #resolve(request: LayerRequest, signal: AbortSignal): Promise<ResolvedRequest> {
+    const reference = parseReference(request.imageReference);
+    const { repository } = reference;
+    const { sizeBytes, mediaType, annotations } = request;
+    if (sizeBytes !== undefined && mediaType !== undefined) {
+      return { request, repository, sizeBytes, mediaType, annotations };
+    }
+    const wanted = request.manifest === undefined ? reference : parseReference(`${repository}@${request.manifest}`);
+    const layers = await this.#layersOf(wanted, signal);
+    const found = layers.find(({ digest }) => digest === request.layer);
+    if (found === undefined) {
+      throw new NotLazyError(
+        'no-index',
+        `Cannot provide ${request.layer} lazily: manifest ${formatReference(wanted)} does not name it, so its size is unknown`,
+      );
+    }
+    return {
+      request,
+      repository,
+      sizeBytes: found.size,
+      mediaType: found.mediaType,
+      annotations: { ...found.annotations, ...annotations },
+    };
+  }
+
+  /** All layers of an image ask at the same time: one request for them. */
+  #layersOf(reference: Reference, signal: AbortSignal): Promise<readonly Descriptor[]> {
+    const key = formatReference(reference);
+    const known = this.#manifests.get(key);
+    if (known !== undefined) return known;
+    const asked = this.#registry
+      .platformManifest(reference, hostPlatform(), signal)
+      .then(({ parsed }) => parsed.layers);
+    this.#manifests.set(key, asked);
+    const forget = () => this.#manifests.delete(key);
+    asked.then(() => setTimeout(forget, MANIFEST_MS).unref(), forget);
+    return asked;
+  }
+}
+
+function tailLength(sizeBytes: number, annotations: Readonly<Record<string, string>>): number {
+  for (const name of ZSTD_POSITION) {
+    // `offset:compressed length:raw length:type`
+    const offset = /^(\d{1,15}):/.exec(annotations[name] ?? '')?.[1];
+    if (offset !== undefined && Number(offset) < sizeBytes) {
+      // The frame's header stands before the offset.
+      const length = sizeBytes - Math.max(0, Number(offset) - 8);
+      if (length <= MAX_TOC) return length;
+    }
+  }
+  return Math.min(sizeBytes, Math.max(MIN_TAIL, Math.min(MAX_TAIL, Math.round(sizeBytes * TAIL_SHARE))));
+}
+
+function notLazy(request: LayerRequest, error: unknown): NotLazyError {
+  if (error instanceof NotLazyError) return error;
+  const message = `Cannot provide ${request.layer} of ${request.imageReference} lazily: ${error instanceof Error ? error.message : String(error)}`;
+  return new NotLazyError(reasonOf(error), message, { cause: error });
+}
+
+function reasonOf(error: unknown): NotLazyError['code'] {
+  if (!(error instanceof Error)) return 'unsupported';
+  const code = 'code' in error ? error.code : undefined;
+  if (code === 'ENOSPC' || code === 'EDQUOT') return 'disk-full';
+  if (error.name === 'RegistryError')
+    return code === 'too-large' || code === 'digest-mismatch' ? 'refused' : 'unreachable';
+  if (code === 'unsupported') return 'unsupported';
+  if (error.name === 'LayerError' || error instanceof WorkerError) return 'refused';
+  return 'unsupported';
+}

@@ -1,0 +1,66 @@
+import type { Digest } from '#shared/digest/digest.ts';
+import type { LayerRecord } from './layer-record.ts';
+
+/** The layer's span map, shared between threads: parsed once in each, held once in the process. */
+export interface SharedMap {
+  readonly layer: Digest;
+  readonly bytes: SharedArrayBuffer;
+}
+
+/** What the main thread asks of a worker. File descriptors are the process's, so a number is enough. */
+export type WorkerJob =
+  | {
+      readonly kind: 'store';
+      readonly map: SharedMap;
+      readonly fd: number;
+      readonly span: number;
+      readonly form: 'compressed' | 'payload';
+      readonly bytes: Uint8Array<ArrayBuffer>;
+    }
+  | { readonly kind: 'verify'; readonly map: SharedMap; readonly fd: number; readonly span: number }
+  | {
+      readonly kind: 'check';
+      readonly map: SharedMap;
+      readonly mapDigest: Digest;
+      readonly fd: number;
+      readonly metadataSize: number;
+      readonly metadataDigest: Digest;
+    }
+  | {
+      readonly kind: 'build-index';
+      readonly layer: Digest;
+      readonly folder: string;
+      readonly index: Uint8Array;
+    }
+  | {
+      readonly kind: 'build-tail';
+      readonly layer: Digest;
+      readonly folder: string;
+      readonly blobSize: number;
+      readonly mediaType: string | undefined;
+      readonly annotations: Readonly<Record<string, string>>;
+      /** The last bytes of the blob. */
+      readonly tail: Uint8Array;
+    }
+  | { readonly kind: 'end' };
+
+/** Of a layer that was built: its record but for what only the store knows. */
+export type BuiltLayer = Omit<LayerRecord, 'requests' | 'version'>;
+
+export interface WorkerResults {
+  store: 'stored' | 'mismatch';
+  verify: boolean;
+  check: boolean;
+  'build-index': BuiltLayer;
+  'build-tail':
+    | { readonly kind: 'built'; readonly layer: BuiltLayer; readonly spansStored: number }
+    /** The TOC begins at this offset of the blob: ask again with the tail from there. */
+    | { readonly kind: 'more'; readonly from: number }
+    /** The blob is of no format with a TOC. */
+    | { readonly kind: 'no-toc' };
+  end: undefined;
+}
+
+export type WorkerAnswer =
+  | { readonly result: unknown }
+  | { readonly error: { readonly code: string; readonly message: string } };

@@ -1,0 +1,141 @@
+import { Worker } from 'node:worker_threads';
+import type { FetchPriority } from './span-source.ts';
+import type { WorkerAnswer, WorkerJob, WorkerResults } from './worker-job.ts';
+
+/** An error that came out of a worker: its class is lost on the way, its name and code are not. */
+export class WorkerError extends Error {
+  override readonly name = 'WorkerError';
+  readonly code: string;
+  constructor(code: string, message: string, options?: ErrorOptions) {
+    super(message, options);
+    this.code = code;
+  }
+}
+
+interface Pending {
+  readonly job: WorkerJob;
+  readonly transfer: readonly ArrayBuffer[];
+  readonly priority: FetchPriority;
+  resolve(result: unknown): void;
+  reject(error: unknown): void;
+}
+
+interface Slot {
+  readonly worker: Worker;
+  job: Pending | undefined;
+}
+
+const ORDER: readonly FetchPriority[] = ['demand', 'prefetch', 'background'];
+
+/**
+ * Threads that inflate, hash, write, and build layer images. One more than is ever busy with anything but demand reads, so
+ * that a demand read never waits for another's build or background span. Threads start when they are first needed.
+ */
+export class WorkerPool {
+  readonly #size: number;
+  readonly #queues: Record<FetchPriority, Pending[]> = { demand: [], prefetch: [], background: [] };
+  readonly #slots: Slot[] = [];
+  readonly #entry: URL;
+  #closed = false;
+
+  constructor(options: { readonly size: number; readonly entry?: URL }) {
+    this.#size = Math.max(2, options.size);
+    this.#entry = options.entry ?? new URL('./layer-worker.ts', import.meta.url);
+  }
+
+  /** Starts `count` threads before there is work for them: a thread takes some 50 ms to come up. */
+  warm(count: number): void {
+    while (this.#slots.length < Math.min(count, this.#size)) this.#grow();
+  }
+
+  /** Bytes in `transfer` are gone for the caller. @throws WorkerError */
+  run<K extends keyof WorkerResults>(
+    job: WorkerJob & { readonly kind: K },
+    priority: FetchPriority,
+    transfer: readonly ArrayBuffer[] = [],
+  ): Promise<WorkerResults[K]> {
+    if (this.#closed) return Promise.reject(new WorkerError('closed', 'The workers are closed'));
+    return new Promise<WorkerResults[K]>((resolve, reject) => {
+      this.#queues[priority].push({
+        job,
+        transfer,
+        priority,
+        resolve: (result) => resolve(result as WorkerResults[K]),
+        reject,
+      });
+      this.#dispatch();
+    });
+  }
+
+  /** Waits for what runs; what is queued is refused. */
+  async close(): Promise<void> {
+    this.#closed = true;
+    for (const priority of ORDER) {
+      for (const pending of this.#queues[priority].splice(0)) {
+        pending.reject(new WorkerError('closed', 'The workers are closed'));
+      }
+    }
+    await Promise.all(
+      this.#slots.map(async ({ worker }) => {
+        // Taken after its last job: a thread that is ended in a write would leave half of it unreported.
+        await new Promise<void>((resolve) => {
+          worker.once('exit', () => resolve());
+          worker.postMessage({ kind: 'end' } satisfies WorkerJob);
+        });
+      }),
+    );
+  }
+
+  #dispatch(): void {
+    for (const priority of ORDER) {
+      const queue = this.#queues[priority];
+      while (queue.length > 0) {
+        if (priority !== 'demand' && this.#busyBelowDemand() >= this.#size - 1) return;
+        const slot = this.#slots.find((candidate) => candidate.job === undefined) ?? this.#grow();
+        const pending = slot === undefined ? undefined : queue.shift();
+        if (slot === undefined || pending === undefined) return;
+        slot.job = pending;
+        slot.worker.ref();
+        slot.worker.postMessage(pending.job, pending.transfer);
+      }
+    }
+  }
+
+  #busyBelowDemand(): number {
+    return this.#slots.filter(({ job }) => job !== undefined && job.priority !== 'demand').length;
+  }
+
+  #grow(): Slot | undefined {
+    if (this.#slots.length >= this.#size) return undefined;
+    const worker = new Worker(this.#entry, {
+      name: 'kindling-layers',
+      // Building the image of a layer with 300,000 entries takes some 300 MiB.
+      resourceLimits: { maxOldGenerationSizeMb: 1024, maxYoungGenerationSizeMb: 16 },
+    });
+    const slot: Slot = { worker, job: undefined };
+    worker.unref();
+    worker.on('message', (answer: WorkerAnswer) => {
+      const pending = slot.job;
+      slot.job = undefined;
+      worker.unref();
+      if (pending !== undefined) {
+        if ('error' in answer) pending.reject(new WorkerError(answer.error.code, answer.error.message));
+        else pending.resolve(answer.result);
+      }
+      this.#dispatch();
+    });
+    worker.on('error', (cause) => {
+      // Out of memory on one layer must not take the agent, nor the other layers, with it.
+      slot.job?.reject(new WorkerError('crashed', `A layer worker ended: ${String(cause)}`, { cause }));
+      slot.job = undefined;
+    });
+    worker.on('exit', () => {
+      slot.job?.reject(new WorkerError('crashed', 'A layer worker ended'));
+      const at = this.#slots.indexOf(slot);
+      if (at >= 0) this.#slots.splice(at, 1);
+      if (!this.#closed) this.#dispatch();
+    });
+    this.#slots.push(slot);
+    return slot;
+  }
+}
