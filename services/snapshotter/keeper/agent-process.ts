@@ -1,0 +1,159 @@
+import { spawn } from 'node:child_process';
+import { readFile, realpath } from 'node:fs/promises';
+import type { ToAgent, ToKeeper } from './keeper-link.ts';
+import type { LogRelay } from './log-relay.ts';
+
+export interface AgentEnd {
+  readonly code: number | null;
+  readonly signal: NodeJS.Signals | null;
+  /** It said that it ends. */
+  readonly intended: boolean;
+}
+
+/** One agent, from its start to its end. */
+export interface AgentProcess {
+  readonly pid: number;
+  /** The script with links followed: the version it was started from. */
+  readonly script: string;
+  readonly isReady: boolean;
+  /** False when it ended before. */
+  loaded(timeoutMs: number): Promise<boolean>;
+  ready(timeoutMs: number): Promise<boolean>;
+  readonly ended: Promise<AgentEnd>;
+  go(): void;
+  /** SIGTERM, and after `timeoutMs` SIGKILL. Settles at its end. */
+  stop(timeoutMs: number): Promise<void>;
+  kill(): void;
+}
+
+/** How often the agent is looked at. */
+const CHECK_MS = 500;
+const PING_EVERY_CHECKS = 10;
+/** An event loop that is stuck this long serves nobody: the next agent can. Long enough for a machine that is overloaded. */
+const SILENT_MS = 60_000;
+
+export interface AgentStart {
+  readonly nodeArguments: readonly string[];
+  /** Instead of what the link in the arguments leads to. */
+  readonly script: string | undefined;
+  readonly fuseFd: number | undefined;
+  readonly mount: string;
+}
+
+/** The script of the agent as it is now, links followed. */
+export async function currentScript(nodeArguments: readonly string[]): Promise<string> {
+  const script = nodeArguments.find((argument) => !argument.startsWith('-')) ?? '';
+  return await realpath(script).catch(() => script);
+}
+
+export function startAgent(start: AgentStart & { readonly script: string }, log: LogRelay): AgentProcess {
+  const { nodeArguments, script, fuseFd, mount } = start;
+  const at = nodeArguments.findIndex((argument) => !argument.startsWith('-'));
+  const child = spawn(process.execPath, nodeArguments.with(at, script), {
+    // A session of its own: what a terminal sends to its programs is for the keeper to hand on.
+    detached: true,
+    stdio: ['ignore', 'pipe', 'pipe', fuseFd ?? 'ignore', 'ipc'],
+    env: {
+      // Reads of the FUSE descriptor wait in libuv's pool; files and mounts need threads beside them.
+      UV_THREADPOOL_SIZE: '16',
+      MALLOC_ARENA_MAX: '2',
+      ...process.env,
+      KINDLING_KEEPER: mount,
+      KINDLING_FUSE_FD: fuseFd === undefined ? '' : '3',
+    },
+  });
+  const pid = child.pid ?? 0;
+  const loaded = Promise.withResolvers<boolean>();
+  const ready = Promise.withResolvers<boolean>();
+  const ended = Promise.withResolvers<AgentEnd>();
+  let isReady = false;
+  let intended = false;
+  let over = false;
+  let heardAt = performance.now();
+
+  child.stdout?.on('data', (part: Buffer) => log.write(part));
+  child.stderr?.on('data', (part: Buffer) => log.write(part));
+  child.on('message', (message: ToKeeper) => {
+    heardAt = performance.now();
+    if (message.kind === 'loaded') loaded.resolve(true);
+    else if (message.kind === 'ready') {
+      isReady = true;
+      loaded.resolve(true);
+      ready.resolve(true);
+    } else if (message.kind === 'bye') intended = true;
+  });
+  const end = (code: number | null, signal: NodeJS.Signals | null): void => {
+    if (over) return;
+    over = true;
+    clearInterval(timer);
+    loaded.resolve(false);
+    ready.resolve(false);
+    ended.resolve({ code, signal, intended });
+  };
+  child.on('exit', end);
+  child.on('error', (error) => {
+    log.say('error', `Cannot start the agent ${script}: ${error.message}`);
+    if (child.pid === undefined) end(null, null);
+  });
+
+  const tell = (message: ToAgent): void => {
+    // It may be gone already: then `exit` tells.
+    if (child.connected) child.send(message, () => {});
+  };
+  let checks = 0;
+  let goneChecks = 0;
+  const check = async (): Promise<void> => {
+    if (++checks % PING_EVERY_CHECKS === 0) {
+      tell({ kind: 'ping' });
+      if (isReady && performance.now() - heardAt > SILENT_MS) {
+        log.say('error', 'The agent does not answer any more: it is killed', { agent: pid });
+        child.kill('SIGKILL');
+      }
+    }
+    // A thread that waits in the kernel for our own FUSE session keeps a killed agent from ending, and only the next agent
+    // can answer it. Its main thread is a zombie by then, which no event tells.
+    const stat = await readFile(`/proc/${pid}/stat`, 'utf8').catch(() => '');
+    goneChecks = /\) Z /.test(stat) ? goneChecks + 1 : 0;
+    if (goneChecks >= 2) {
+      log.say('warn', 'The agent was killed within a call on its own mounts: the next one answers it', { agent: pid });
+      end(null, 'SIGKILL');
+    }
+  };
+  const timer = setInterval(() => void check(), CHECK_MS);
+
+  return {
+    pid,
+    script,
+    get isReady() {
+      return isReady;
+    },
+    loaded: async (timeoutMs) => await within(loaded.promise, timeoutMs),
+    ready: async (timeoutMs) => await within(ready.promise, timeoutMs),
+    ended: ended.promise,
+    go: () => tell({ kind: 'go' }),
+    kill: () => void child.kill('SIGKILL'),
+    async stop(timeoutMs) {
+      child.kill('SIGTERM');
+      if (
+        (await within(
+          ended.promise.then(() => true),
+          timeoutMs,
+        )) === false
+      )
+        child.kill('SIGKILL');
+      await ended.promise;
+    },
+  };
+}
+
+async function within(promise: Promise<boolean>, timeoutMs: number): Promise<boolean> {
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<boolean>((resolve) => {
+    timer = setTimeout(resolve, timeoutMs, false);
+  });
+  try {
+    return await Promise.race([promise, late]);
+  } finally {
+    clearTimeout(timer);
+  }
+}

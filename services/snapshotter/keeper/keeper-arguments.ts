@@ -1,0 +1,102 @@
+import { parseArgs } from 'node:util';
+
+/** What the keeper is told, all of it on its command line: it reads no configuration that could be wrong. */
+export interface KeeperOptions {
+  /** Where the folder of layer images is mounted; made when missing. */
+  readonly mount: string;
+  /** Mounts below it that nobody uses are taken away at the end. */
+  readonly data: string | undefined;
+  readonly transport: 'auto' | 'device' | 'native';
+  /** Keep a second agent loaded that takes over at once; costs the memory of an idle node. */
+  readonly standby: boolean;
+  /** An agent that is not ready by then is killed. */
+  readonly readyTimeoutMs: number;
+  /** After this many agents in a row that never got ready the session is given up: readers get EIO instead of waiting for ever. */
+  readonly maxFailures: number;
+  /** Node's arguments of the agent: flags, script, the script's arguments. A script that is a link is followed anew at each upgrade. */
+  readonly agent: readonly string[];
+}
+
+export class KeeperArgumentsError extends Error {
+  override readonly name = 'KeeperArgumentsError';
+  readonly code = 'invalid';
+}
+
+const DEFAULTS = { readyTimeoutMs: 15_000, maxFailures: 10 } as const;
+/** The keeper does next to nothing: the smallest heap that node is content with. */
+const NODE_FLAGS = ['--max-semi-space-size=1', '--max-old-space-size=24', '--disable-warning=ExperimentalWarning'];
+
+/** The arguments for `process.execPath` that start a keeper. */
+export function keeperCommand(
+  options: Pick<KeeperOptions, 'mount' | 'agent'> & Partial<Omit<KeeperOptions, 'mount' | 'agent'>>,
+): readonly string[] {
+  const { mount, data, transport, standby, readyTimeoutMs, maxFailures, agent } = options;
+  return [
+    ...NODE_FLAGS,
+    new URL('keeper.ts', import.meta.url).pathname,
+    `--mount=${mount}`,
+    ...(data === undefined ? [] : [`--data=${data}`]),
+    ...(transport === undefined ? [] : [`--transport=${transport}`]),
+    ...(standby === true ? ['--standby'] : []),
+    ...(readyTimeoutMs === undefined ? [] : [`--ready-timeout-ms=${readyTimeoutMs}`]),
+    ...(maxFailures === undefined ? [] : [`--max-failures=${maxFailures}`]),
+    '--',
+    ...agent,
+  ];
+}
+
+/** @throws KeeperArgumentsError */
+export function parseKeeperArguments(args: readonly string[]): KeeperOptions {
+  const { values, positionals } = parse(args);
+  if (!values.mount?.startsWith('/')) throw new KeeperArgumentsError('--mount=DIR is required, as an absolute path');
+  if (values.data !== undefined && !values.data.startsWith('/')) {
+    throw new KeeperArgumentsError('--data=DIR must be an absolute path');
+  }
+  const transport = values.transport ?? 'auto';
+  if (transport !== 'auto' && transport !== 'device' && transport !== 'native') {
+    throw new KeeperArgumentsError(`--transport=${transport} is none of auto, device, native`);
+  }
+  if (!positionals.some((argument) => !argument.startsWith('-'))) {
+    throw new KeeperArgumentsError(
+      'The agent is missing: keeper.ts --mount=DIR -- [node flags] agent-main.ts [arguments]',
+    );
+  }
+  return {
+    mount: clean(values.mount),
+    data: values.data === undefined ? undefined : clean(values.data),
+    transport,
+    standby: values.standby ?? false,
+    readyTimeoutMs: positive('--ready-timeout-ms', values['ready-timeout-ms'], DEFAULTS.readyTimeoutMs),
+    maxFailures: positive('--max-failures', values['max-failures'], DEFAULTS.maxFailures),
+    agent: positionals,
+  };
+}
+
+function parse(args: readonly string[]) {
+  try {
+    return parseArgs({
+      args: [...args],
+      allowPositionals: true,
+      options: {
+        mount: { type: 'string' },
+        data: { type: 'string' },
+        transport: { type: 'string' },
+        standby: { type: 'boolean' },
+        'ready-timeout-ms': { type: 'string' },
+        'max-failures': { type: 'string' },
+      },
+    });
+  } catch (cause) {
+    throw new KeeperArgumentsError(cause instanceof Error ? cause.message : String(cause), { cause });
+  }
+}
+
+function positive(name: string, text: string | undefined, otherwise: number): number {
+  if (text === undefined) return otherwise;
+  if (!/^[1-9]\d{0,8}$/.test(text)) throw new KeeperArgumentsError(`${name}=${text} is not a positive whole number`);
+  return Number(text);
+}
+
+function clean(path: string): string {
+  return path.replace(/\/+/g, '/').replace(/(.)\/$/, '$1');
+}

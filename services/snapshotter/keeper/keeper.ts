@@ -1,0 +1,212 @@
+/**
+ * The keeper holds the FUSE session for the agent: it mounts once, hands the descriptor to each agent that it starts, and
+ * outlives them all. While there is no agent, readers wait. It has no dependency and no configuration file; keep it that way.
+ *
+ * SIGTERM, SIGINT: ends when no container depends on the session any more; the second one ends at once (their reads get EIO).
+ * SIGUSR2: replaces the agent by the version that the script's path leads to now; one that does not come up is rolled back.
+ * SIGHUP: nothing.
+ */
+import { createServer } from 'node:net';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { chooseTransport } from '../fuse/choose.ts';
+import { mountDevice } from '../fuse/device-mount.ts';
+import { currentScript, startAgent, type AgentEnd, type AgentProcess } from './agent-process.ts';
+import { parseKeeperArguments, type KeeperOptions } from './keeper-arguments.ts';
+import { createLogRelay, type LogRelay } from './log-relay.ts';
+import { abortSession, clearStale, dependentsOf, unmountIdle, unmountSession } from './session-mount.ts';
+
+/** An agent that ends within this time after an upgrade counts as one that did not come up. */
+const PROBATION_MS = 10_000;
+const STOP_TIMEOUT_MS = 10_000;
+const BACKOFF_MS = { first: 100, most: 5000 } as const;
+const DRAIN_CHECK_MS = 1000;
+/** A standby starts when the agent has settled, so that it does not compete with its start. */
+const STANDBY_AFTER_MS = 3000;
+/** EX_CONFIG of sysexits.h: the agent says that trying again is no use. */
+const EXIT_CONFIG = 78;
+
+/** Resolves with the exit code. */
+async function keep(options: KeeperOptions, log: LogRelay): Promise<number> {
+  if (!(await lock(options.mount))) {
+    log.say('error', `Another keeper holds ${options.mount}: stop it first`);
+    return 1;
+  }
+  const stale = await clearStale(options.mount);
+  if (stale.mounts + stale.agents > 0) log.say('warn', 'Cleared what an earlier keeper left', stale);
+  const transport = await chooseTransport(options.transport);
+  const device = transport === 'device' ? await mountDevice(options.mount) : undefined;
+  log.say('info', 'Keeping the session', { mount: options.mount, transport });
+
+  let active: AgentProcess | undefined;
+  let next: AgentProcess | undefined;
+  let standby: AgentProcess | undefined;
+  let good: string | undefined;
+  let script = await currentScript(options.agent);
+  let upgrading = false;
+  let asked = 0;
+  const over = new AbortController();
+
+  const start = (from: string): AgentProcess => {
+    return startAgent({ nodeArguments: options.agent, script: from, fuseFd: device?.fd, mount: options.mount }, log);
+  };
+
+  const warmUp = (from: string): void => {
+    const agent = start(from);
+    standby = agent;
+    void agent.ended.then(() => {
+      if (standby === agent) standby = undefined;
+    });
+  };
+
+  const pause = async (ms: number): Promise<void> => {
+    await sleep(ms, undefined, { signal: over.signal }).catch(() => {});
+  };
+
+  const upgrade = async (): Promise<void> => {
+    if (upgrading || over.signal.aborted) return;
+    upgrading = true;
+    try {
+      const wanted = await currentScript(options.agent);
+      log.say('info', 'Upgrade: loading the new agent', { script: wanted, from: script });
+      const candidate = start(wanted);
+      if (!(await candidate.loaded(options.readyTimeoutMs))) {
+        candidate.kill();
+        log.say('error', 'Upgrade refused: the new agent does not load; the old one goes on', { script: wanted });
+        return;
+      }
+      standby?.kill();
+      standby = undefined;
+      next = candidate;
+      if (active?.isReady === true) good = active.script;
+      await active?.stop(STOP_TIMEOUT_MS);
+    } finally {
+      upgrading = false;
+    }
+  };
+
+  /** One agent after the other. Resolves with the exit code. */
+  const serve = async (): Promise<number> => {
+    let failures = 0;
+    while (!over.signal.aborted) {
+      const agent = next ?? standby ?? start(script);
+      if (agent === standby) standby = undefined;
+      next = undefined;
+      active = agent;
+      const startedAt = performance.now();
+      agent.go();
+      const ready = await agent.ready(options.readyTimeoutMs);
+      let end: AgentEnd | undefined;
+      if (ready) {
+        failures = 0;
+        log.say('info', 'The agent serves', {
+          agent: agent.pid,
+          script: agent.script,
+          readyMs: Math.round(performance.now() - startedAt),
+        });
+        const proven = setTimeout(() => (good = agent.script), PROBATION_MS);
+        const warm = options.standby ? setTimeout(warmUp, STANDBY_AFTER_MS, agent.script) : undefined;
+        end = await agent.ended;
+        clearTimeout(proven);
+        clearTimeout(warm);
+      } else {
+        agent.kill();
+        end = await agent.ended;
+        failures++;
+      }
+      active = undefined;
+      if (over.signal.aborted) break;
+      if (next !== undefined) continue;
+      // Its session was perhaps just unmounted by `end`.
+      if (asked > 0) await pause(DRAIN_CHECK_MS);
+      log.say('warn', ready ? 'The agent ended: starting it again' : 'The agent did not come up', {
+        agent: agent.pid,
+        ...end,
+      });
+      if (good !== undefined && good !== agent.script) {
+        log.say('error', 'Upgrade rolled back', { script: agent.script, to: good });
+        script = good;
+        continue;
+      }
+      script = agent.script;
+      if (!ready && good === undefined && end.code === EXIT_CONFIG) return EXIT_CONFIG;
+      if (failures >= options.maxFailures) {
+        log.say('error', `Given up after ${failures} agents that did not come up: readers get errors from now on`);
+        await abortSession(options.mount);
+        return 1;
+      }
+      if (failures > 0) await pause(Math.min(BACKOFF_MS.most, BACKOFF_MS.first * 2 ** (failures - 1)));
+    }
+    return 0;
+  };
+
+  /** Waits until nothing depends on the session, unless asked twice, and takes it away. */
+  const end = async (): Promise<void> => {
+    let said = -1;
+    for (;;) {
+      const force = asked > 1;
+      const { overlays } = await dependentsOf(options.mount);
+      if (force || (overlays.length === 0 && (device === undefined || (await unmountSession(options.mount, false)))))
+        break;
+      if (overlays.length !== said) {
+        log.say(
+          'warn',
+          'Containers depend on the session: it ends after them. A second signal ends it now, with errors for them',
+          {
+            containers: overlays.length,
+          },
+        );
+        said = overlays.length;
+      }
+      await sleep(DRAIN_CHECK_MS);
+    }
+    over.abort();
+    standby?.kill();
+    next?.kill();
+    await active?.stop(STOP_TIMEOUT_MS);
+    if (asked > 1) await abortSession(options.mount);
+    await unmountSession(options.mount, true);
+    if (options.data !== undefined) await unmountIdle(options.data);
+  };
+
+  let ending: Promise<void> | undefined;
+  const ask = (): void => {
+    asked++;
+    ending ??= end();
+  };
+  process.on('SIGTERM', ask);
+  process.on('SIGINT', ask);
+  process.on('SIGUSR2', () => void upgrade());
+  process.on('SIGHUP', () => {});
+
+  const code = await serve();
+  if (ending === undefined) {
+    over.abort();
+    standby?.kill();
+    await unmountSession(options.mount, true);
+  }
+  await ending;
+  await device?.close();
+  return code;
+}
+
+/** An abstract socket: the kernel gives it up with the process, whatever ends it. */
+async function lock(folder: string): Promise<boolean> {
+  return await new Promise<boolean>((resolve) => {
+    const server = createServer((socket) => socket.destroy());
+    server.once('error', () => resolve(false));
+    server.listen({ path: `\0kindling-keeper:${folder}` }, () => resolve(true));
+    server.unref();
+  });
+}
+
+const log = createLogRelay();
+// Whatever is wrong with one action, the session has to stay.
+process.on('uncaughtException', (error) => log.say('error', `Unexpected: ${error.stack ?? error.message}`));
+try {
+  process.exitCode = await keep(parseKeeperArguments(process.argv.slice(2)), log);
+} catch (error) {
+  log.say('error', error instanceof Error ? error.message : String(error));
+  process.exitCode = 1;
+}
+// Lines that are under way get a moment; a log that takes none must not hold the end up.
+setTimeout(() => process.exit(), 100);

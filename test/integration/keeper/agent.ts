@@ -1,0 +1,47 @@
+/**
+ * A small agent for the keeper's tests: serves pattern files through the descriptor that it is given.
+ *
+ * AGENT_VERSION is written to each line; AGENT_BEHAVIOUR says what is wrong with it: `crash` (at once), `mute` (never ready),
+ * `refuse` (78, a configuration that is wrong), `chatty` (floods the log).
+ */
+import { openDeviceSession } from '#services/snapshotter/fuse/device-session.ts';
+import { createTestFiles } from '#services/snapshotter/fuse/test-files.ts';
+import { connectKeeper } from '#services/snapshotter/keeper/keeper-link.ts';
+import { existsSync, readFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+const here = dirname(fileURLToPath(import.meta.url));
+const link = connectKeeper();
+if (link?.fuse === undefined) throw new Error('Only a keeper starts this');
+// A version of the agent, as the upgrade test lays it out, has its behaviour in a file beside its script.
+const file = join(here, 'behaviour');
+const behaviour = existsSync(file) ? readFileSync(file, 'utf8').trim() : (process.env['AGENT_BEHAVIOUR'] ?? 'good');
+
+if (behaviour === 'refuse') process.exit(78);
+if (behaviour === 'broken') throw new Error('This version does not load');
+const stop = new AbortController();
+process.on('SIGTERM', () => stop.abort(new Error('told to end')));
+link.lost.addEventListener('abort', () => process.kill(process.pid, 'SIGKILL'));
+await link.waitForGo(new AbortController().signal);
+if (behaviour === 'crash') process.exit(1);
+
+const session = openDeviceSession({
+  ...link.fuse,
+  files: createTestFiles({ 'one.img': 64 * 1024 * 1024, 'two.img': 3_000_001 }),
+  events: {
+    diskSpace: () => ({ totalBytes: 2 ** 40, freeBytes: 2 ** 39 }),
+    unknownFile: (inode) => console.error(`unknown file ${inode}`),
+    readFailed: (_, offset, length, error) => console.error(`read ${offset}+${length}: ${String(error)}`),
+  },
+});
+if (behaviour !== 'mute') link.ready();
+if (behaviour === 'chatty') setInterval(() => console.error('x'.repeat(8192)), 1);
+const keepAlive = setInterval(() => {}, 1000);
+await Promise.race([
+  session.closed,
+  new Promise<void>((resolve) => stop.signal.addEventListener('abort', () => resolve(), { once: true })),
+]);
+clearInterval(keepAlive);
+await session.close();
+await link.leave();
