@@ -36,6 +36,10 @@ const GROUPS: readonly {
 ];
 
 const INHERITED = 'containerd.io/snapshot/';
+/** Other annotations of a layer travel under this prefix when we pull ourselves. */
+const OWN_ANNOTATION = 'containerd.io/snapshot/remote/kindling.annotation/';
+/** Bytes of an annotation's key and value: with the prefix, the label must stay within containerd's 4096. */
+const MAX_ANNOTATION_BYTES = 3900;
 /** Bytes; what a registry's grammar allows with host, tag and digest. */
 const MAX_REFERENCE_BYTES = 1024;
 
@@ -61,11 +65,37 @@ export function remoteRequest(labels: Readonly<Record<string, string>>): RemoteR
         sizeBytes: sizeOf(labelOf(labels, group.size)),
         mediaType: labelOf(labels, group.mediaType),
         manifest: digestOf(labelOf(labels, group.manifest)),
-        annotations: Object.fromEntries(Object.entries(labels).filter(([key]) => key.startsWith(INHERITED))),
+        annotations: annotationsOf(labels),
       },
     };
   }
   return undefined;
+}
+
+/** The labels that make a Prepare remote; `remoteRequest` gives the same request back. */
+export function remoteLabels(target: string, request: LayerRequest): Record<string, string> {
+  const labels: Record<string, string> = {
+    [TARGET_LABEL]: target,
+    [OWN_LABELS.reference]: request.imageReference,
+    [OWN_LABELS.digest]: request.layer,
+  };
+  if (request.sizeBytes !== undefined) labels[OWN_LABELS.size] = String(request.sizeBytes);
+  if (request.mediaType !== undefined) labels[OWN_LABELS.mediaType] = request.mediaType;
+  if (request.manifest !== undefined) labels[OWN_LABELS.manifest] = request.manifest;
+  for (const [key, value] of Object.entries(request.annotations)) {
+    if (Buffer.byteLength(key) + Buffer.byteLength(value) > MAX_ANNOTATION_BYTES) continue;
+    labels[key.startsWith(INHERITED) ? key : OWN_ANNOTATION + key] = value;
+  }
+  return labels;
+}
+
+function annotationsOf(labels: Readonly<Record<string, string>>): Record<string, string> {
+  const own = new Set<string>(Object.values(OWN_LABELS));
+  return Object.fromEntries(
+    Object.entries(labels)
+      .filter(([key]) => key.startsWith(INHERITED) && !own.has(key))
+      .map(([key, value]) => [key.startsWith(OWN_ANNOTATION) ? key.slice(OWN_ANNOTATION.length) : key, value]),
+  );
 }
 
 function labelOf(labels: Readonly<Record<string, string>>, key: string | undefined): string | undefined {

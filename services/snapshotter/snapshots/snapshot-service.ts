@@ -1,7 +1,7 @@
 import type { Digest } from '#shared/digest/digest.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
 import { Counter, type Registry } from '#shared/telemetry/metrics.ts';
-import { NotLazyError, type LayerProvider, type ProvidedLayer } from './layer-provider.ts';
+import { NotLazyError, type LayerProvider, type LayerRequest, type ProvidedLayer } from './layer-provider.ts';
 import { buildCover } from './cover.ts';
 import { overlayMounts, type SnapshotMount } from './overlay-mounts.ts';
 import { remoteRequest, TARGET_LABEL, type RemoteRequest } from './remote-labels.ts';
@@ -41,7 +41,7 @@ export class SnapshotService {
   readonly #closed = new AbortController();
   /** Layers whose last snapshot may have gone. */
   readonly #unneeded = new Set<Digest>();
-  /** How many remote snapshots are being made of a layer. */
+  /** How many pulls and Prepares are making a layer ready. */
   readonly #inFlight = new Map<Digest, number>();
   #cleaning: Promise<void> = Promise.resolve();
   #isCleanupQueued = false;
@@ -163,6 +163,37 @@ export class SnapshotService {
     await run;
   }
 
+  /**
+   * Provides layers side by side, ahead of the Prepares that need them one after another, and lets go of those that no
+   * snapshot stands on when `work` has ended. Each promise tells why its layer is not lazy; undefined = it is.
+   */
+  async withLayers<T>(
+    requests: readonly LayerRequest[],
+    signal: AbortSignal,
+    work: (outcomes: readonly Promise<NotLazyError | undefined>[]) => Promise<T>,
+  ): Promise<T> {
+    for (const { layer } of requests) this.#hold(layer);
+    const outcomes = requests.map(async (request) => {
+      try {
+        await this.#layers.provide(request, signal);
+        return undefined;
+      } catch (error) {
+        if (error instanceof NotLazyError) return error;
+        throw error;
+      }
+    });
+    try {
+      return await work(outcomes);
+    } finally {
+      await Promise.allSettled(outcomes);
+      for (const { layer } of requests) {
+        this.#letGo(layer);
+        this.#unneeded.add(layer);
+      }
+      this.#cleanupSoon();
+    }
+  }
+
   notLazy(): readonly NotLazyRecord[] {
     return this.#store.notLazy();
   }
@@ -247,12 +278,10 @@ export class SnapshotService {
       // Not the caller's signal: others may wait for the same, and a layer that is nearly there is worth finishing.
       running = this.#commitRemote(remote, parent, labels, this.#closed.signal).finally(() => {
         this.#providing.delete(flight);
-        const left = (this.#inFlight.get(layer) ?? 1) - 1;
-        if (left === 0) this.#inFlight.delete(layer);
-        else this.#inFlight.set(layer, left);
+        this.#letGo(layer);
       });
       running.catch(() => undefined);
-      this.#inFlight.set(layer, (this.#inFlight.get(layer) ?? 0) + 1);
+      this.#hold(layer);
       this.#providing.set(flight, running);
     }
     try {
@@ -321,6 +350,17 @@ export class SnapshotService {
           `Cannot build a cover for layer ${remote.layer.layer}: ${result.message}`,
         );
     }
+  }
+
+  /** A layer that is being made ready is not released, although no snapshot stands on it yet. */
+  #hold(layer: Digest): void {
+    this.#inFlight.set(layer, (this.#inFlight.get(layer) ?? 0) + 1);
+  }
+
+  #letGo(layer: Digest): void {
+    const left = (this.#inFlight.get(layer) ?? 1) - 1;
+    if (left === 0) this.#inFlight.delete(layer);
+    else this.#inFlight.set(layer, left);
   }
 
   async #cleanup(signal: AbortSignal): Promise<void> {
