@@ -158,7 +158,7 @@ export const BUS_LIMITS = {
   /** Events are kept this long; a node that was away longer has missed them. */
   eventAgeMs: 7 * 24 * 60 * 60 * 1000,
   /** Bytes of all kept events; the oldest go first. */
-  eventBytes: 1024 * 1024 * 1024,
+  eventBytes: 256 * 1024 * 1024,
   /** Dead letters kept; the oldest go first. */
   deadLetters: 10_000,
   /** Longest pause between two attempts. */

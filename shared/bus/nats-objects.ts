@@ -1,0 +1,100 @@
+import { StorageType, type ObjectStore as NatsObjectStore } from 'nats';
+import { BUS_LIMITS, BusError, type ObjectStore } from './bus.ts';
+import { within } from './deadline.ts';
+import { checkObjectSize } from './local-objects.ts';
+import { isNoResponder, isNotFound, toBusError, type Link, type NatsLink } from './nats-link.ts';
+import { checkObjectName } from './subject.ts';
+
+export const OBJECT_BUCKET = 'KINDLING_OBJECTS';
+const DEFAULT_BYTES = 1024 ** 3;
+const LOOK_MS = 5_000;
+/** A whole object of the greatest size at some 10 MB/s. */
+const MOVE_MS = 30_000;
+
+export class NatsObjects implements ObjectStore {
+  readonly #link: NatsLink;
+  #opened: { readonly link: Link; readonly store: Promise<NatsObjectStore> } | undefined;
+
+  constructor(link: NatsLink) {
+    this.#link = link;
+  }
+
+  async put(name: string, bytes: Uint8Array, signal: AbortSignal): Promise<void> {
+    checkObjectName(name);
+    checkObjectSize(name, bytes);
+    await this.#with(`store the object ${name}`, MOVE_MS, signal, async (store) => {
+      const known = await store.info(name);
+      if (known && !known.deleted) return;
+      await store.putBlob({ name }, bytes, { timeout: MOVE_MS });
+    });
+  }
+
+  async get(name: string, signal: AbortSignal): Promise<Uint8Array | undefined> {
+    checkObjectName(name);
+    return await this.#with(`read the object ${name}`, MOVE_MS, signal, async (store) => {
+      const known = await store.info(name);
+      // Asked first: the client waits without end for the parts of an object that lost them.
+      if (!known || known.deleted) return undefined;
+      checkStored(name, known.size);
+      return (await store.getBlob(name)) ?? undefined;
+    });
+  }
+
+  async has(name: string, signal: AbortSignal): Promise<boolean> {
+    checkObjectName(name);
+    return await this.#with(`look for the object ${name}`, LOOK_MS, signal, async (store) => {
+      const known = await store.info(name);
+      return known !== null && !known.deleted;
+    });
+  }
+
+  async remove(name: string, signal: AbortSignal): Promise<void> {
+    checkObjectName(name);
+    await this.#with(`remove the object ${name}`, LOOK_MS, signal, async (store) => {
+      if (await store.info(name)) await store.delete(name);
+    });
+  }
+
+  async #with<T>(
+    what: string,
+    ms: number,
+    signal: AbortSignal,
+    work: (store: NatsObjectStore) => Promise<T>,
+  ): Promise<T> {
+    const link = await this.#link.link(what, signal);
+    const ends = AbortSignal.any([signal, link.gone]);
+    try {
+      const store = await within(this.#open(link), LOOK_MS, ends, what);
+      return await within(work(store), ms, ends, what);
+    } catch (error) {
+      if (isNoResponder(error) || isNotFound(error)) this.#opened = undefined;
+      if (link.gone.aborted && !signal.aborted) {
+        throw new BusError('unavailable', `Cannot ${what}: the connection to NATS was lost`, { cause: error });
+      }
+      throw toBusError(error, what);
+    }
+  }
+
+  async #open(link: Link): Promise<NatsObjectStore> {
+    if (this.#opened?.link !== link) {
+      const { replicas = 1, objectBytes = DEFAULT_BYTES } = this.#link.options;
+      const store = link.js.views.os(OBJECT_BUCKET, {
+        description: 'Kindling: layer indexes',
+        storage: StorageType.File,
+        replicas,
+        max_bytes: objectBytes,
+      });
+      store.catch(() => {
+        this.#opened = undefined;
+      });
+      this.#opened = { link, store };
+    }
+    return await this.#opened.store;
+  }
+}
+
+function checkStored(name: string, size: number): void {
+  // What others wrote is not trusted to be small.
+  if (Number.isSafeInteger(size) && size >= 0 && size <= BUS_LIMITS.objectBytes) return;
+  throw new BusError('too-large', `Cannot read the object ${name}: it claims ${size} bytes`);
+}
