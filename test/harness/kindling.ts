@@ -1,0 +1,209 @@
+import { mkdir, readFile, readdir } from 'node:fs/promises';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { keeperCommand } from '#services/snapshotter/keeper/keeper-arguments.ts';
+import { ControlClient } from '#shared/control/control-client.ts';
+import type { PullEvent } from '#shared/control/control-protocol.ts';
+import { disposeOnInterrupt } from './interrupt.ts';
+import { ServerProcess, isListening } from './server-process.ts';
+import { unmountBelow } from './temp-folder.ts';
+
+export interface KindlingOptions {
+  /** Of its own, short: data, sockets and mounts live here. */
+  readonly folder: string;
+  /** containerd's socket, which need not listen yet. */
+  readonly containerd: string;
+  /** Settings of the agent: `KINDLING_…`. */
+  readonly env?: Readonly<Record<string, string>>;
+}
+
+export interface ProcessMemory {
+  readonly residentBytes: number;
+  readonly peakBytes: number;
+}
+
+export type PulledLayer = Extract<PullEvent, { kind: 'layer' }>;
+export interface Pulled {
+  readonly chainId: string;
+  readonly layers: readonly PulledLayer[];
+}
+
+const AGENT = new URL('../../services/snapshotter/main.ts', import.meta.url).pathname;
+
+/** A node of Kindling: the keeper and its agent, everything else embedded. */
+export class TestKindling implements AsyncDisposable {
+  readonly folder: string;
+  readonly socket: string;
+  readonly controlSocket: string;
+  readonly dataDir: string;
+  readonly client: ControlClient;
+  readonly #options: KindlingOptions;
+  readonly #forget: () => void;
+  #keeper: ServerProcess;
+
+  private constructor(options: KindlingOptions, keeper: ServerProcess) {
+    this.#options = options;
+    this.folder = options.folder;
+    ({ socket: this.socket, control: this.controlSocket, data: this.dataDir } = kindlingPaths(options.folder));
+    this.client = new ControlClient(this.controlSocket);
+    this.#keeper = keeper;
+    this.#forget = disposeOnInterrupt(this);
+  }
+
+  static async start(options: KindlingOptions, signal: AbortSignal): Promise<TestKindling> {
+    return new TestKindling(options, await startKeeper(options, signal));
+  }
+
+  get keeperPid(): number {
+    return this.#keeper.pid;
+  }
+
+  get log(): string {
+    return this.#keeper.log;
+  }
+
+  /** The agent that serves now; undefined between two. */
+  async agentPid(): Promise<number | undefined> {
+    const text = await readFile(`/proc/${this.keeperPid}/task/${this.keeperPid}/children`, 'utf8').catch(() => '');
+    const pids = text.split(' ').filter((part) => part !== '');
+    for (const pid of pids) {
+      const environment = await readFile(`/proc/${pid}/environ`, 'latin1').catch(() => '');
+      if (environment.includes('KINDLING_FUSE_FD=')) return Number(pid);
+    }
+    return undefined;
+  }
+
+  /** Kills the agent with -9 and returns its pid; the keeper starts the next one. */
+  async killAgent(): Promise<number | undefined> {
+    const pid = await this.agentPid();
+    if (pid !== undefined) process.kill(pid, 'SIGKILL');
+    return pid;
+  }
+
+  /** Waits until an agent other than `old` serves. */
+  async untilServing(old: number | undefined, signal: AbortSignal): Promise<void> {
+    for (;;) {
+      signal.throwIfAborted();
+      const pid = await this.agentPid();
+      if (pid !== undefined && pid !== old && (await isListening({ path: this.socket }))) return;
+      await sleep(20);
+    }
+  }
+
+  /** Pulls an image lazily through the agent, as `kindling pull` does. @throws Error when it fails */
+  async pull(reference: string, signal: AbortSignal): Promise<Pulled> {
+    const layers: PulledLayer[] = [];
+    for await (const event of this.client.pull({ reference, namespace: 'test' }, signal)) {
+      if (event.kind === 'layer') layers.push(event);
+      if (event.kind === 'failed') throw new Error(`Cannot pull ${reference}: ${event.message}\n${this.log}`);
+      if (event.kind === 'done') return { chainId: event.chainId, layers };
+    }
+    throw new Error(`Cannot pull ${reference}: the agent's answer ended early\n${this.log}`);
+  }
+
+  /** Bytes that layers have taken from registry and peers so far. */
+  async bytesFetched(signal: AbortSignal): Promise<number> {
+    const layers = await this.client.layers(signal);
+    return layers.reduce((sum, { bytesBySource }) => sum + bytesBySource.registry + bytesBySource.peer, 0);
+  }
+
+  /** Waits until every layer is complete, that is, no container depends on us any more. */
+  async untilComplete(signal: AbortSignal): Promise<void> {
+    for (;;) {
+      const layers = await this.client.layers(signal);
+      if (layers.every((layer) => layer.complete && layer.mounted !== 'fuse')) return;
+      await sleep(50, undefined, { signal });
+    }
+  }
+
+  async memory(): Promise<{ readonly keeper: ProcessMemory; readonly agent: ProcessMemory }> {
+    const agent = await this.agentPid();
+    if (agent === undefined) throw new Error('There is no agent to measure');
+    return { keeper: await memoryOf(this.keeperPid), agent: await memoryOf(agent) };
+  }
+
+  /** Ends keeper and agent as an operator would; nothing may be mounted by containers any more. */
+  async stop(): Promise<void> {
+    // The first signal comes from the dispose; the second is for what still depends on the session: a test that failed half-way.
+    const timer = setTimeout(() => this.#keeper.kill('SIGTERM'), 5_000);
+    await this.#keeper[Symbol.asyncDispose]();
+    clearTimeout(timer);
+  }
+
+  /** Kills keeper and agent with -9, as a power cut ends them. */
+  async killAll(): Promise<void> {
+    const agent = await this.agentPid();
+    this.#keeper.kill('SIGKILL');
+    if (agent !== undefined) {
+      try {
+        process.kill(agent, 'SIGKILL');
+      } catch {
+        // It ended with its keeper.
+      }
+    }
+    await this.#keeper.exited;
+  }
+
+  /** After `stop` or `killAll`. */
+  async startAgain(signal: AbortSignal, env: Readonly<Record<string, string>> = {}): Promise<void> {
+    this.#keeper = await startKeeper({ ...this.#options, env: { ...this.#options.env, ...env } }, signal);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#forget();
+    if (this.#keeper.running) await this.stop();
+    await killLeftAgents(`${this.dataDir}/fuse`);
+    await unmountBelow(this.folder);
+  }
+}
+
+export function kindlingPaths(folder: string): { socket: string; control: string; data: string } {
+  return { socket: `${folder}/s.sock`, control: `${folder}/ctl.sock`, data: `${folder}/data` };
+}
+
+async function startKeeper(options: KindlingOptions, signal: AbortSignal): Promise<ServerProcess> {
+  const { socket, control, data } = kindlingPaths(options.folder);
+  await mkdir(data, { recursive: true });
+  const env: NodeJS.ProcessEnv = {};
+  for (const [name, value] of Object.entries(process.env)) if (!name.startsWith('KINDLING_')) env[name] = value;
+  return await ServerProcess.start(
+    {
+      name: 'kindling',
+      program: process.execPath,
+      args: keeperCommand({
+        mount: `${data}/fuse`,
+        data,
+        agent: ['--disable-warning=ExperimentalWarning', '--max-semi-space-size=4', AGENT],
+      }),
+      env: {
+        ...env,
+        KINDLING_DATA_DIR: data,
+        KINDLING_SOCKET: socket,
+        KINDLING_CONTROL_SOCKET: control,
+        KINDLING_CONTAINERD: options.containerd,
+        KINDLING_NAMESPACE: 'test',
+        ...options.env,
+      },
+      ready: async () => await isListening({ path: socket }),
+      stopTimeoutMs: 25_000,
+    },
+    signal,
+  );
+}
+
+async function memoryOf(pid: number): Promise<ProcessMemory> {
+  const status = await readFile(`/proc/${pid}/status`, 'utf8');
+  const kibibytes = (name: string): number => Number(new RegExp(`^${name}:\\s+(\\d+) kB`, 'm').exec(status)?.[1] ?? 0);
+  return { residentBytes: kibibytes('VmRSS') * 1024, peakBytes: kibibytes('VmHWM') * 1024 };
+}
+
+async function killLeftAgents(fuseFolder: string): Promise<void> {
+  for (const entry of await readdir('/proc')) {
+    const environment = await readFile(`/proc/${entry}/environ`, 'latin1').catch(() => '');
+    if (!environment.includes(`KINDLING_KEEPER=${fuseFolder}`)) continue;
+    try {
+      process.kill(Number(entry), 'SIGKILL');
+    } catch {
+      // It has just ended.
+    }
+  }
+}
