@@ -1,0 +1,177 @@
+import { hash } from 'node:crypto';
+import type { Digest } from '#shared/digest/digest.ts';
+import { type Checkpoint, type LayerFormat, LayerError, type SpanSegment } from '#shared/layer/layer-index.ts';
+import type { ImageExtent } from '#shared/layer/span-map.ts';
+import { decodeDeflateSpan } from './gzip/deflate-span.ts';
+import { DecodeError, SyncDecoder } from './sync-decoder.ts';
+
+/** What decoding needs to know of a layer's spans; the span map has it. */
+export interface SpanCoding {
+  readonly layer: Digest;
+  readonly format: LayerFormat;
+  blobStart(span: number): number;
+  blobEnd(span: number): number;
+  decodedLength(span: number): number;
+  payloadLength(span: number): number;
+  extents(span: number): readonly ImageExtent[];
+  segments(span: number): readonly SpanSegment[];
+  pieces(span: number): readonly { readonly length: number; readonly digest: Uint8Array }[];
+  checkpoint(span: number): Checkpoint | undefined;
+}
+
+/** As a source delivers them: the span's range of the blob, or its payload. Nothing is verified yet. */
+export interface UndecodedSpan {
+  readonly form: 'compressed' | 'payload';
+  readonly bytes: Uint8Array;
+}
+
+/** Decoded bytes in front of the wanted ones go through this. */
+const SCRATCH_BYTES = 64 * 1024;
+
+/**
+ * Decodes and verifies spans; one per thread, since it keeps decoders and buffers from span to span.
+ */
+export class SpanDecoder implements Disposable {
+  readonly #gzip = new SyncDecoder('gzip');
+  readonly #zstd = new SyncDecoder('zstd');
+  #scratch: Buffer | undefined;
+
+  /**
+   * The span's payload, every piece of it verified. It may share memory with `source.bytes`.
+   *
+   * @throws LayerError `digest-mismatch` when a piece is not what the index promises, `malformed` when the bytes do not decode
+   * or are too few. Never more memory than the index says the span has.
+   */
+  decode(map: SpanCoding, span: number, source: UndecodedSpan): Uint8Array {
+    const payload =
+      source.form === 'payload' ? source.bytes : this.#payloadOf(map, span, this.#decoded(map, span, source.bytes));
+    const expected = map.payloadLength(span);
+    if (payload.length !== expected) {
+      throw new LayerError('malformed', `Refused ${place(map, span)}: ${payload.length} bytes, not ${expected}`);
+    }
+    this.#verify(map, span, payload);
+    return payload;
+  }
+
+  #decoded(map: SpanCoding, span: number, bytes: Uint8Array): Uint8Array {
+    const expected = map.blobEnd(span) - map.blobStart(span);
+    if (bytes.length !== expected) {
+      throw new LayerError(
+        'malformed',
+        `Refused ${place(map, span)}: ${bytes.length} compressed bytes, not ${expected}`,
+      );
+    }
+    try {
+      switch (map.format) {
+        case 'tar':
+          return bytes;
+        case 'gzip':
+          return decodeDeflateSpan(bytes, map.decodedLength(span), map.checkpoint(span), this.#gzip);
+        case 'estargz':
+          return this.#members(this.#gzip, map, span, bytes);
+        case 'zstd':
+        case 'zstd-chunked':
+          return this.#members(this.#zstd, map, span, bytes);
+      }
+    } catch (cause) {
+      if (!(cause instanceof DecodeError)) throw cause;
+      throw new LayerError('malformed', `Cannot decode ${place(map, span)}: ${cause.message}`, { cause });
+    }
+  }
+
+  /** Segment by segment: gzip members or zstd frames. */
+  #members(decoder: SyncDecoder, map: SpanCoding, span: number, bytes: Uint8Array): Uint8Array {
+    const decoded = Buffer.allocUnsafe(map.decodedLength(span));
+    const blobStart = map.blobStart(span);
+    let at = 0;
+    for (const segment of map.segments(span)) {
+      const start = segment.blobOffset - blobStart;
+      const end = start + segment.blobLength;
+      decoder.reset();
+      let input = start;
+      if (segment.skip > 0) {
+        this.#scratch ??= Buffer.allocUnsafe(SCRATCH_BYTES);
+        for (let left = segment.skip; left > 0; ) {
+          const part = Math.min(left, SCRATCH_BYTES);
+          input = fill(decoder, bytes, input, end, this.#scratch, 0, part);
+          left -= part;
+        }
+      }
+      fill(decoder, bytes, input, end, decoded, at, at + segment.length);
+      at += segment.length;
+    }
+    if (at !== decoded.length) throw new DecodeError(`segments of ${at} bytes in a span of ${decoded.length}`);
+    return decoded;
+  }
+
+  /** What the extents cover of the decoded bytes, in order. */
+  #payloadOf(map: SpanCoding, span: number, decoded: Uint8Array): Uint8Array {
+    const extents = map.extents(span);
+    const [first] = extents;
+    const last = extents.at(-1);
+    if (first === undefined || last === undefined) return decoded.subarray(0, 0);
+    const length = map.payloadLength(span);
+    const end = last.decodedOffset + last.length;
+    if (end > decoded.length)
+      throw new LayerError('malformed', `Refused ${place(map, span)}: an extent passes its end`);
+    if (end - first.decodedOffset === length) return decoded.subarray(first.decodedOffset, end);
+    const payload = Buffer.allocUnsafe(length);
+    let at = 0;
+    for (const extent of extents) {
+      payload.set(decoded.subarray(extent.decodedOffset, extent.decodedOffset + extent.length), at);
+      at += extent.length;
+    }
+    return at === length ? payload : payload.subarray(0, at);
+  }
+
+  #verify(map: SpanCoding, span: number, payload: Uint8Array): void {
+    let at = 0;
+    let index = 0;
+    for (const piece of map.pieces(span)) {
+      const digest = hash('sha256', payload.subarray(at, at + piece.length), 'buffer');
+      if (!digest.equals(piece.digest)) {
+        throw new LayerError(
+          'digest-mismatch',
+          `Refused ${place(map, span)}: piece ${index} of ${piece.length} bytes has another digest than the index says`,
+        );
+      }
+      at += piece.length;
+      index += 1;
+    }
+    if (at !== payload.length) {
+      throw new LayerError('malformed', `Refused ${place(map, span)}: digests cover ${at} of ${payload.length} bytes`);
+    }
+  }
+
+  [Symbol.dispose](): void {
+    this.#gzip[Symbol.dispose]();
+    this.#zstd[Symbol.dispose]();
+  }
+}
+
+function place(map: SpanCoding, span: number): string {
+  return `span ${span} of layer ${map.layer}`;
+}
+
+/** Fills output[start, end) from the input; returns where the input goes on. A zstd decoder stops after each frame. */
+function fill(
+  decoder: SyncDecoder,
+  input: Uint8Array,
+  inputStart: number,
+  inputEnd: number,
+  output: Buffer,
+  start: number,
+  end: number,
+): number {
+  let from = inputStart;
+  let to = start;
+  while (to < end) {
+    decoder.write(input, from, inputEnd, output, to, end);
+    if (decoder.consumed === 0 && decoder.produced === 0) {
+      throw new DecodeError(`it ends ${end - to} bytes early`);
+    }
+    from += decoder.consumed;
+    to += decoder.produced;
+  }
+  return from;
+}
