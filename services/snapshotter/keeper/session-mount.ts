@@ -1,7 +1,7 @@
 import { execFile } from 'node:child_process';
 import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
 import { FUSE_TYPE } from '../fuse/device-mount.ts';
-import { isWithin, readMountTable, type MountInfo } from '../mounts/mount-table.ts';
+import { backingFile, isWithin, readMountTable, type MountInfo } from '../mounts/mount-table.ts';
 
 /** What hangs on the folder of layer images: EROFS mounts of its files, and the overlays that have those as layers. */
 export interface Dependents {
@@ -14,17 +14,10 @@ export async function dependentsOf(folder: string): Promise<Dependents> {
   const table = await readMountTable();
   const images: MountInfo[] = [];
   for (const mount of table) {
-    if (mount.type === 'erofs' && isWithin(await sourceOf(mount), folder)) images.push(mount);
+    if (mount.type === 'erofs' && isWithin(await backingFile(mount), folder)) images.push(mount);
   }
   const layers = images.map((mount) => mount.target);
   return { images, overlays: table.filter((mount) => mount.type === 'overlay' && hasLayer(mount, layers)) };
-}
-
-/** The file behind a mount; for a loop device its backing file. */
-async function sourceOf(mount: MountInfo): Promise<string> {
-  const loop = /^\/dev\/(loop\d+)$/.exec(mount.source)?.[1];
-  if (loop === undefined) return mount.source;
-  return (await readFile(`/sys/block/${loop}/loop/backing_file`, 'utf8').catch(() => '')).trim();
 }
 
 /** containerd may name layers relative to a folder above them, so the end of the path decides. */

@@ -48,6 +48,13 @@ export function parseMountTable(text: string): readonly MountInfo[] {
   return mounts;
 }
 
+/** The file that a mount reads from: its source, and for a loop device the file behind that. */
+export async function backingFile(mount: MountInfo): Promise<string> {
+  const loop = /^\/dev\/(loop\d+)$/.exec(mount.source)?.[1];
+  if (loop === undefined) return mount.source;
+  return (await readFile(`/sys/block/${loop}/loop/backing_file`, 'utf8').catch(() => mount.source)).trim();
+}
+
 /** Is `path` the folder or below it? Both absolute and clean. */
 export function isWithin(path: string, folder: string): boolean {
   return path === folder || path.startsWith(folder.endsWith('/') ? folder : `${folder}/`);

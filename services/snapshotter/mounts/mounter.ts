@@ -1,7 +1,7 @@
 import { execFile } from 'node:child_process';
 import { getSystemErrorMap } from 'node:util';
 import koffi from 'koffi';
-import { isWithin, readMountTable, type MountInfo } from './mount-table.ts';
+import { backingFile, isWithin, readMountTable, type MountInfo } from './mount-table.ts';
 
 export type MountErrorCode = 'busy' | 'not-found' | 'refused' | 'unsupported' | 'aborted' | 'failed';
 
@@ -36,7 +36,7 @@ export interface Mounter {
   mount(request: MountRequest, signal: AbortSignal): Promise<void>;
   /** Takes away the topmost mount on `target`; none there is success. Lazy also while it is used. @throws MountError */
   unmount(target: string, options: { readonly lazy?: boolean }, signal: AbortSignal): Promise<void>;
-  /** Mounts at or below `folder`, in the order of mounting. */
+  /** Mounts at or below `folder`, in the order of mounting; `source` of a loop device is the file behind it. */
   mountsWithin(folder: string, signal: AbortSignal): Promise<readonly MountInfo[]>;
 }
 
@@ -134,7 +134,8 @@ export function createMounter(options: { readonly parallel?: number; readonly fo
       throw mountError('unmount', undefined, target, errno);
     },
     async mountsWithin(folder, signal) {
-      return (await readMountTable(signal)).filter((mount) => isWithin(mount.target, folder));
+      const within = (await readMountTable(signal)).filter((mount) => isWithin(mount.target, folder));
+      return await Promise.all(within.map(async (mount) => ({ ...mount, source: await backingFile(mount) })));
     },
   };
 }
