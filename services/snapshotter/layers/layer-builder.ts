@@ -1,5 +1,6 @@
 import { rm } from 'node:fs/promises';
 import type { Digest } from '#shared/digest/digest.ts';
+import { TOC_DIGEST_ANNOTATION, ZSTD_CHUNKED_CHECKSUM_ANNOTATIONS } from '#shared/formats/toc/toc-tail.ts';
 import type { Descriptor } from '#shared/registry/manifest.ts';
 import { hostPlatform } from '#shared/registry/platform.ts';
 import { formatReference, parseReference, type Reference } from '#shared/registry/reference.ts';
@@ -57,11 +58,7 @@ export interface BuiltFolder {
 }
 
 /** Annotations that tell that a blob has a TOC, and by their digest which TOC to believe. */
-const TOC_ANNOTATIONS = [
-  'containerd.io/snapshot/stargz/toc.digest',
-  'io.github.containers.zstd-chunked.manifest-checksum',
-  'io.containers.zstd-chunked.manifest-checksum',
-] as const;
+const TOC_ANNOTATIONS = [TOC_DIGEST_ANNOTATION, ...ZSTD_CHUNKED_CHECKSUM_ANNOTATIONS] as const;
 const ZSTD_POSITION = [
   'io.github.containers.zstd-chunked.manifest-position',
   'io.containers.zstd-chunked.manifest-position',

@@ -2,24 +2,9 @@ import { randomBytes } from 'node:crypto';
 import { mkdir, open, readdir, readFile, rename, rm, writeFile, type FileHandle } from 'node:fs/promises';
 import { join } from 'node:path';
 import { digestOfHex, hexOf, type Digest } from '#shared/digest/digest.ts';
+import { LAYER_FILES } from './layer-folder.ts';
 import { parseLayerRecord, type LayerRecord } from './layer-record.ts';
 import { Residency } from './residency.ts';
-
-/** Files of a layer's folder, `<root>/<hex>/`. */
-export const LAYER_FILES = {
-  /** The encoded LayerIndex: what the others are made from, and what is shared with other nodes. */
-  index: 'index',
-  /** The encoded SpanMap. */
-  map: 'map',
-  /** The layer image: metadata whole, data as far as it is resident, holes elsewhere. */
-  image: 'image',
-  /** Bitmap of the spans in `image` that were verified. Written after the data. */
-  residency: 'residency',
-  /** Bitmap of spans that were resident before an unclean boot: maybe there, to be verified. */
-  suspect: 'suspect',
-  /** LayerRecord. Written last: a folder without it is none. */
-  record: 'layer.json',
-} as const;
 
 /** Folders that are being made or taken away; whatever is left of them at a start is removed. */
 const TEMPORARY = '.tmp-';

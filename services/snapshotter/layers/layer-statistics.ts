@@ -72,7 +72,6 @@ export class LayerStatistics implements FetchObserver {
   readonly #failures: Counter<'source' | 'reason'>;
   readonly #readErrors: Counter;
   readonly #stalls: Histogram;
-  readonly #notLazy: Counter<'reason'>;
   #seq = 0;
 
   constructor(options: { readonly metrics: Registry; readonly logger: Logger }) {
@@ -105,12 +104,6 @@ export class LayerStatistics implements FetchObserver {
       name: 'kindling_read_stall_seconds',
       help: 'How long reads waited for spans that were not here',
       buckets: [0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10],
-      registers,
-    });
-    this.#notLazy = new Counter({
-      name: 'kindling_not_lazy_total',
-      help: 'Layers that were not provided lazily',
-      labelNames: ['reason'],
       registers,
     });
   }
@@ -180,10 +173,6 @@ export class LayerStatistics implements FetchObserver {
     figures.stallMs += waitedMs;
     this.#stalls.observe(waitedMs / 1000);
     this.#push({ kind: 'stalled', layer, first, last, waitedMs });
-  }
-
-  notLazy(reason: string): void {
-    this.#notLazy.inc({ reason });
   }
 
   #of(layer: Digest): MutableFigures {

@@ -43,16 +43,6 @@ export interface LayerStoreOptions {
   readonly background: boolean;
 }
 
-/** Why a layer was not provided, for `status`. */
-export interface NotLazyLayer {
-  readonly layer: Digest;
-  readonly imageReference: string;
-  readonly reason: NotLazyError['code'];
-  readonly message: string;
-  readonly atMs: number;
-}
-
-const MAX_NOT_LAZY = 500;
 /** Layers opened at once at a start. */
 const LOAD_PARALLEL = 16;
 
@@ -72,7 +62,6 @@ export class LayerStore implements LayerFiles, LayerProvider {
   readonly #building = new Map<Digest, Promise<Layer>>();
   /** Calls of `provide` and `mountOf` under way, per layer: such a layer is not evicted. */
   readonly #wanted = new Map<Digest, number>();
-  readonly #notLazy = new Map<Digest, NotLazyLayer>();
   readonly #listeners = new Set<(layer: Digest, span: number) => void>();
   readonly #tasks = new Set<Promise<unknown>>();
   readonly #stopping = new AbortController();
@@ -190,7 +179,6 @@ export class LayerStore implements LayerFiles, LayerProvider {
         const layer = await this.#obtain(request, signal);
         await layer.addRequest(request);
         const path = await this.#mount(layer, signal);
-        this.#notLazy.delete(request.layer);
         this.#fill(layer);
         const { impliedDirectories, rootOwner } = layer.record;
         return {
@@ -200,7 +188,12 @@ export class LayerStore implements LayerFiles, LayerProvider {
         };
       } catch (error) {
         signal.throwIfAborted();
-        throw this.#refused(request, error);
+        if (error instanceof NotLazyError) throw error;
+        const { layer, imageReference } = request;
+        const why = error instanceof Error ? error.message : String(error);
+        throw new NotLazyError('unsupported', `Cannot provide ${layer} of ${imageReference} lazily: ${why}`, {
+          cause: error,
+        });
       }
     });
   }
@@ -248,9 +241,6 @@ export class LayerStore implements LayerFiles, LayerProvider {
 
   get layers(): ReadonlyMap<Digest, Layer> {
     return this.#layers;
-  }
-  get notLazy(): readonly NotLazyLayer[] {
-    return [...this.#notLazy.values()];
   }
   get diskBytes(): number {
     let sum = 0;
@@ -330,30 +320,6 @@ export class LayerStore implements LayerFiles, LayerProvider {
     this.#background(
       this.#mount(layer, this.#stopping.signal).then(() => logger.debug({ layer: layer.layer }, 'A layer is complete')),
     );
-  }
-
-  #refused(request: LayerRequest, error: unknown): NotLazyError {
-    const { statistics, logger } = this.#options;
-    const { layer, imageReference } = request;
-    const refusal =
-      error instanceof NotLazyError
-        ? error
-        : new NotLazyError('unsupported', `Cannot provide ${layer} lazily: ${String(error)}`, { cause: error });
-    statistics.notLazy(refusal.code);
-    logger.warn({ layer, imageReference, reason: refusal.code, err: refusal }, 'A layer is not lazy');
-    this.#notLazy.delete(layer);
-    this.#notLazy.set(layer, {
-      layer,
-      imageReference,
-      reason: refusal.code,
-      message: refusal.message,
-      atMs: Date.now(),
-    });
-    for (const oldest of this.#notLazy.keys()) {
-      if (this.#notLazy.size <= MAX_NOT_LAZY) break;
-      this.#notLazy.delete(oldest);
-    }
-    return refusal;
   }
 
   async #using<T>(layer: Digest, use: () => Promise<T>): Promise<T> {

@@ -1,0 +1,233 @@
+import { mkdir, statfs } from 'node:fs/promises';
+import { join } from 'node:path';
+import packageJson from '#package' with { type: 'json' };
+import { ContainerdClient } from '#shared/containerd/containerd-client.ts';
+import { DockerCredentials } from '#shared/registry/docker-credentials.ts';
+import { RegistryClient } from '#shared/registry/registry-client.ts';
+import { createMetrics, serveMetrics } from '#shared/telemetry/metrics.ts';
+import type { Logger } from '#shared/telemetry/logger.ts';
+import { fuseDirOf, type AgentValues } from './config.ts';
+import { agentControl } from './control/agent-control.ts';
+import { ControlServer } from './control/control-server.ts';
+import { openDeviceSession } from './fuse/device-session.ts';
+import type { DiskSpace, FuseEvents, FuseSession } from './fuse/fuse-session.ts';
+import { LazyPull } from './images/lazy-pull.ts';
+import type { KeeperLink } from './keeper/keeper-link.ts';
+import { LayerMounts } from './layers/layer-mounts.ts';
+import { LayerStatistics } from './layers/layer-statistics.ts';
+import { LayerStore } from './layers/layer-store.ts';
+import { RegistrySource } from './layers/registry-source.ts';
+import { BlobStreamer } from './layers/blob-streamer.ts';
+import { WorkerPool } from './layers/worker-pool.ts';
+import { createMounter } from './mounts/mounter.ts';
+import { SnapshotFolders } from './snapshots/snapshot-folders.ts';
+import { SnapshotServer } from './snapshots/snapshot-server.ts';
+import { SnapshotService } from './snapshots/snapshot-service.ts';
+import { SnapshotStore } from './snapshots/snapshot-store.ts';
+import { wallClock } from './snapshots/wall-clock.ts';
+
+/** How often statfs's numbers are refreshed; they are asked for in a place that must not wait. */
+const DISK_SPACE_MS = 5_000;
+
+/**
+ * The node agent: builds every part, top to bottom, and serves until `signal` aborts. Resolves when all is closed and written.
+ * Mounts stay: containers go on with complete layers, and wait for the next agent where they are not.
+ */
+export async function runAgent(
+  values: AgentValues,
+  link: KeeperLink | undefined,
+  logger: Logger,
+  signal: AbortSignal,
+): Promise<void> {
+  const { dataDir } = values;
+  // Until the keeper says so, another agent holds the database, the sockets and the caches.
+  if (link !== undefined) await link.waitForGo(signal);
+  const startMs = performance.now();
+  await using closing = new AsyncDisposableStack();
+  await mkdir(dataDir, { recursive: true, mode: 0o711 });
+
+  const metrics = createMetrics();
+  const registry = new RegistryClient({
+    credentials: new DockerCredentials(values.dockerConfig),
+    plainHttpHosts: values.plainHttpHosts,
+    mirrorsDir: values.mirrors,
+    logger,
+    userAgent: `kindling/${packageJson.version}`,
+  });
+  closing.defer(() => registry.close());
+  const workers = new WorkerPool({ size: values.workers });
+  closing.defer(() => workers.close());
+  workers.warm(1);
+  const mounts = new LayerMounts(join(dataDir, 'm'), createMounter());
+  const statistics = new LayerStatistics({ metrics, logger });
+  const fuseDir = link?.fuse?.directory ?? fuseDirOf(dataDir);
+  const store = new LayerStore({
+    dataDir,
+    fuseDir,
+    mounts,
+    workers,
+    registry,
+    indexes: [],
+    streamed: new BlobStreamer({ registry }),
+    sources: [new RegistrySource(registry)],
+    statistics,
+    logger,
+    limits: {
+      backgroundRate: values.backgroundRate,
+      quietMs: values.backgroundQuietMs,
+      giveUpMs: values.readDeadlineMs,
+    },
+    quotaBytes: values.quotaBytes,
+    background: values.background,
+  });
+  await store.start(signal);
+  closing.defer(() => store.close());
+
+  const snapshots = new SnapshotService({
+    store: new SnapshotStore(join(dataDir, 'snapshots.db'), wallClock),
+    folders: new SnapshotFolders(join(dataDir, 's')),
+    layers: store,
+    logger,
+    metrics,
+  });
+  closing.defer(() => snapshots.close());
+
+  const space = await DiskWatch.start(dataDir);
+  closing.defer(() => space.stop());
+  const session = await openSession(link, fuseDir, store, fuseEvents(space, logger), signal);
+  closing.defer(() => session.close());
+  void session.closed.then(() => {
+    if (!signal.aborted)
+      logger.error({ directory: session.directory }, 'The FUSE session has ended: reads of lazy layers fail');
+  });
+  await snapshots.start(signal);
+  const server = await SnapshotServer.listen(snapshots, values.socket, logger);
+  closing.defer(() => server.close());
+
+  let ready = true;
+  closing.defer(() => {
+    ready = false;
+  });
+  statistics.watch(metrics, () => {
+    const layers = [...store.layers.values()];
+    const complete = layers.filter((layer) => layer.complete).length;
+    return { layers: layers.length, mounted: mounts.count, complete, diskBytes: store.diskBytes };
+  });
+  const clients = new Map<string, ContainerdClient>();
+  closing.defer(() => {
+    for (const client of clients.values()) client.close();
+  });
+  const pullInto = (namespace: string) => {
+    let containerd = clients.get(namespace);
+    if (containerd === undefined) {
+      containerd = new ContainerdClient({ address: values.containerd, namespace });
+      clients.set(namespace, containerd);
+    }
+    return new LazyPull({ registry, containerd, snapshots, snapshotter: values.snapshotter, logger });
+  };
+  const control = await ControlServer.listen(
+    values.controlSocket,
+    agentControl({
+      version: packageJson.version,
+      dataDir,
+      snapshotter: values.snapshotter,
+      namespace: values.namespace,
+      quotaBytes: values.quotaBytes,
+      fuse: session,
+      store,
+      mounts,
+      statistics,
+      snapshots,
+      pullInto,
+      ready: () => ready,
+      reload: () => {
+        if (link === undefined) throw new Error('Cannot reload: this agent was started without a keeper');
+        process.kill(process.ppid, 'SIGUSR2');
+      },
+    }),
+    logger,
+  );
+  closing.defer(() => control.close());
+  if (values.metrics !== undefined) {
+    const http = await serveMetrics(metrics, values.metrics, () => ready);
+    closing.defer(() => void http.close());
+  }
+
+  link?.ready();
+  logger.info(
+    {
+      socket: values.socket,
+      layers: store.layers.size,
+      transport: session.transport,
+      ms: Math.round(performance.now() - startMs),
+    },
+    'Ready',
+  );
+  // A crash between a mount and its snapshot's commit leaves a mount that nobody will release.
+  const needed = snapshots.layers();
+  for (const layer of store.layers.keys()) {
+    if (mounts.sourceOf(layer) !== undefined && !needed.has(layer)) await store.release(layer, signal);
+  }
+  await aborted(signal);
+  logger.info('Closing');
+}
+
+async function openSession(
+  link: KeeperLink | undefined,
+  directory: string,
+  files: LayerStore,
+  events: FuseEvents,
+  signal: AbortSignal,
+): Promise<FuseSession> {
+  if (link?.fuse !== undefined) return openDeviceSession({ ...link.fuse, files, events });
+  await mkdir(directory, { recursive: true });
+  // Its native library is loaded only where it is used.
+  const { openNativeSession } = await import('./fuse/native-session.ts');
+  return await openNativeSession({ directory, files, events }, signal);
+}
+
+function fuseEvents(space: DiskWatch, logger: Logger): FuseEvents {
+  return {
+    diskSpace: () => space.now,
+    unknownFile: (inode) => {
+      logger.error(
+        { inode: String(inode) },
+        'The kernel has a layer image open that is not on disk any more: its readers get EIO',
+      );
+    },
+    readFailed: (file, offset, length, error) => {
+      logger.error({ file: file.name, offset, length, err: error }, 'A read failed: its reader gets EIO');
+    },
+  };
+}
+
+/** The disk's size, known without asking. */
+class DiskWatch {
+  now: DiskSpace = { totalBytes: 0, freeBytes: 0 };
+  #timer: NodeJS.Timeout | undefined;
+
+  static async start(folder: string): Promise<DiskWatch> {
+    const watch = new DiskWatch();
+    await watch.#refresh(folder);
+    watch.#timer = setInterval(() => void watch.#refresh(folder), DISK_SPACE_MS).unref();
+    return watch;
+  }
+
+  stop(): void {
+    clearInterval(this.#timer);
+  }
+
+  async #refresh(folder: string): Promise<void> {
+    try {
+      const { bsize, blocks, bavail } = await statfs(folder);
+      this.now = { totalBytes: bsize * blocks, freeBytes: bsize * bavail };
+    } catch {
+      // The numbers stay as they were: nothing depends on them but `df`.
+    }
+  }
+}
+
+async function aborted(signal: AbortSignal): Promise<void> {
+  if (signal.aborted) return;
+  await new Promise<void>((resolve) => signal.addEventListener('abort', () => resolve(), { once: true }));
+}

@@ -1,0 +1,134 @@
+import { availableParallelism } from 'node:os';
+import { z } from 'zod';
+import { bytes, flag, integer, list, optionalText, type Values } from '#shared/config/settings.ts';
+
+/** `host:port`, `:port`, or nothing for none. */
+const address = z
+  .string()
+  .regex(/^([^\s:]*|\[[0-9a-f:]+\]):\d{1,5}$/i, 'host:port')
+  .optional()
+  .transform((text) => {
+    if (text === undefined) return undefined;
+    const colon = text.lastIndexOf(':');
+    return { host: text.slice(0, colon) || '127.0.0.1', port: Number(text.slice(colon + 1)) };
+  });
+const absolute = z.string().startsWith('/', 'an absolute path');
+
+/** Settings of the node agent. */
+export const SETTINGS = {
+  dataDir: {
+    env: 'KINDLING_DATA_DIR',
+    schema: absolute,
+    default: '/var/lib/kindling',
+    help: 'Folder of all that the agent keeps: layers, snapshots, mounts',
+  },
+  socket: {
+    env: 'KINDLING_SOCKET',
+    schema: absolute,
+    default: '/run/kindling/snapshotter.sock',
+    help: "Socket of the snapshots API: the address of containerd's proxy plugin",
+  },
+  controlSocket: {
+    env: 'KINDLING_CONTROL_SOCKET',
+    schema: absolute,
+    default: '/run/kindling/control.sock',
+    help: 'Socket that the command kindling talks to',
+  },
+  containerd: {
+    env: 'KINDLING_CONTAINERD',
+    schema: absolute,
+    default: '/run/containerd/containerd.sock',
+    help: "containerd's socket, for pulls",
+  },
+  snapshotter: {
+    env: 'KINDLING_SNAPSHOTTER',
+    schema: z.string().regex(/^[\w.-]{1,64}$/, 'the name of a proxy plugin'),
+    default: 'kindling',
+    help: "Name of our proxy plugin in containerd's configuration",
+  },
+  namespace: {
+    env: 'KINDLING_NAMESPACE',
+    schema: z.string().regex(/^[\w.-]{1,76}$/, 'a containerd namespace'),
+    default: 'default',
+    help: 'containerd namespace of pulls that name none',
+  },
+  quotaBytes: {
+    env: 'KINDLING_QUOTA',
+    schema: bytes,
+    default: '0',
+    unit: 'bytes',
+    help: 'What layers may occupy on the disk; 0 = no limit. Layers that are mounted are never evicted',
+  },
+  workers: {
+    env: 'KINDLING_WORKERS',
+    schema: integer.pipe(z.int().min(2).max(64)),
+    default: String(Math.min(8, Math.max(2, availableParallelism()) + 1)),
+    help: 'Threads that decode and verify; one of them is kept free for reads that somebody waits for',
+  },
+  background: {
+    env: 'KINDLING_BACKGROUND',
+    schema: flag,
+    default: 'true',
+    help: 'Complete mounted layers in the background, so that containers stop depending on the registry and on the agent',
+  },
+  backgroundRate: {
+    env: 'KINDLING_BACKGROUND_RATE',
+    schema: bytes,
+    default: '64M',
+    unit: 'bytes/s',
+    help: 'Rate of background completion; 0 = no limit',
+  },
+  backgroundQuietMs: {
+    env: 'KINDLING_BACKGROUND_QUIET_MS',
+    schema: integer.pipe(z.int().min(0).max(3_600_000)),
+    default: '1000',
+    unit: 'ms',
+    help: 'Background completion waits until nothing was asked for this long',
+  },
+  readDeadlineMs: {
+    env: 'KINDLING_READ_DEADLINE_MS',
+    schema: integer.pipe(z.int().min(0).max(3_600_000)),
+    default: '10000',
+    unit: 'ms',
+    help: 'How long a read is retried after the first failure until its reader gets EIO',
+  },
+  plainHttpHosts: {
+    env: 'KINDLING_PLAIN_HTTP',
+    schema: list,
+    help: 'Registries (host[:port], comma-separated) spoken to in plain HTTP; loopback always is',
+  },
+  dockerConfig: {
+    env: 'KINDLING_DOCKER_CONFIG',
+    schema: optionalText,
+    help: 'Docker configuration with credentials (config.json); by default that of the user',
+  },
+  mirrors: {
+    env: 'KINDLING_MIRRORS',
+    schema: optionalText,
+    help: "Folder with <host>/hosts.toml, as containerd's config_path",
+  },
+  metrics: {
+    env: 'KINDLING_METRICS',
+    schema: address,
+    help: 'Address (host:port) that serves /metrics and /healthz; none by default',
+  },
+  fuse: {
+    env: 'KINDLING_FUSE',
+    schema: z.enum(['auto', 'device', 'native']),
+    default: 'auto',
+    help: 'FUSE transport: device survives the end of the agent (Linux >= 6.9), native is fuse-native',
+  },
+  logLevel: {
+    env: 'KINDLING_LOG_LEVEL',
+    schema: z.enum(['trace', 'debug', 'info', 'warn', 'error', 'fatal']),
+    default: 'info',
+    help: 'Least severe level that is logged',
+  },
+} as const;
+
+export type AgentValues = Values<typeof SETTINGS>;
+
+/** Where the folder of layer images is mounted; the keeper is told it on its command line. */
+export function fuseDirOf(dataDir: string): string {
+  return `${dataDir}/fuse`;
+}

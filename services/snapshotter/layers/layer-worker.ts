@@ -1,0 +1,131 @@
+import { closeSync, openSync, readSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { parentPort, type MessagePort } from 'node:worker_threads';
+import { sha256, type Digest } from '#shared/digest/digest.ts';
+import { SpanDecoder } from '#shared/formats/span-decoder.ts';
+import { indexFromToc } from '#shared/formats/toc/index-from-toc.ts';
+import { tocFromTail } from '#shared/formats/toc/toc-tail.ts';
+import { decodeLayerIndex } from '#shared/layer/index-codec.ts';
+import { LayerError } from '#shared/layer/layer-index.ts';
+import { parseSpanMap, type DecodableSpanMap } from '#shared/layer/span-map-file.ts';
+import { layOut } from './built-layer.ts';
+import { ImageWriter } from './image-writer.ts';
+import { LAYER_FILES } from './layer-folder.ts';
+import { Residency } from './residency.ts';
+import type { SharedMap, WorkerAnswer, WorkerJob, WorkerResults } from './worker-job.ts';
+
+/** Parsed maps kept in a thread; the bytes are shared, so one costs next to nothing. */
+const MAPS = 32;
+
+const decoder = new SpanDecoder();
+const writer = new ImageWriter();
+const maps = new Map<Digest, { readonly bytes: SharedArrayBuffer; readonly map: DecodableSpanMap }>();
+
+function mapOf({ layer, bytes }: SharedMap): DecodableSpanMap {
+  const known = maps.get(layer);
+  maps.delete(layer);
+  // Two buffers for the same memory are not the same object: one is made for each message. The size tells enough, since a
+  // layer's map is a pure function of its digest, and every span is verified.
+  const entry =
+    known?.bytes.byteLength === bytes.byteLength ? known : { bytes, map: parseSpanMap(new Uint8Array(bytes)) };
+  maps.set(layer, entry);
+  for (const oldest of maps.keys()) {
+    if (maps.size <= MAPS) break;
+    maps.delete(oldest);
+  }
+  return entry.map;
+}
+
+function run(job: WorkerJob): WorkerResults[keyof WorkerResults] {
+  switch (job.kind) {
+    case 'store': {
+      const map = mapOf(job.map);
+      let payload: Uint8Array;
+      try {
+        payload = decoder.decode(map, job.span, { form: job.form, bytes: job.bytes });
+      } catch (error) {
+        if (error instanceof LayerError) return 'mismatch';
+        throw error;
+      }
+      writer.write(job.fd, map, job.span, payload);
+      return 'stored';
+    }
+    case 'verify': {
+      const map = mapOf(job.map);
+      try {
+        decoder.decode(map, job.span, { form: 'payload', bytes: writer.read(job.fd, map, job.span) });
+        return true;
+      } catch (error) {
+        if (error instanceof LayerError) return false;
+        throw error;
+      }
+    }
+    case 'check': {
+      if (sha256(new Uint8Array(job.map.bytes)) !== job.mapDigest) return false;
+      const metadata = Buffer.allocUnsafe(job.metadataSize);
+      let at = 0;
+      while (at < metadata.length) {
+        const bytes = readSync(job.fd, metadata, at, metadata.length - at, at);
+        if (bytes === 0) return false;
+        at += bytes;
+      }
+      return sha256(metadata) === job.metadataDigest;
+    }
+    case 'build-index': {
+      const built = layOut(decodeLayerIndex(job.index, job.layer), job.folder);
+      writeFileSync(join(job.folder, LAYER_FILES.index), job.index, { mode: 0o600 });
+      return { ...built.layer, indexDigest: sha256(job.index) };
+    }
+    case 'build-tail': {
+      const { layer, tail, blobSize, annotations, folder } = job;
+      const found = tocFromTail({ tail, blobSize, layer, annotations });
+      if (found.kind === 'more') return found;
+      if (found.kind === 'none') return { kind: 'no-toc' };
+      const { json, format, dataEnd } = found;
+      const built = layOut(indexFromToc({ json, format, layer, blobSize, dataEnd }), folder);
+      const spansStored = tail.length === blobSize ? storeAll(folder, built.map, tail) : 0;
+      return { kind: 'built', layer: built.layer, spansStored };
+    }
+    case 'end':
+      return undefined;
+  }
+}
+
+/** A small layer's blob has come whole with its TOC: no second request for it. */
+function storeAll(folder: string, map: DecodableSpanMap, blob: Uint8Array): number {
+  const residency = new Residency(map.spanCount);
+  const fd = openSync(join(folder, LAYER_FILES.image), 'r+');
+  try {
+    for (let span = 0; span < map.spanCount; span++) {
+      const bytes = blob.subarray(map.blobStart(span), map.blobEnd(span));
+      writer.write(fd, map, span, decoder.decode(map, span, { form: 'compressed', bytes }));
+      residency.add(span);
+    }
+  } catch (error) {
+    // Bytes that are wrong are asked for again when somebody reads them.
+    if (!(error instanceof LayerError)) throw error;
+  } finally {
+    closeSync(fd);
+  }
+  writeFileSync(join(folder, LAYER_FILES.residency), residency.toBytes(), { mode: 0o600 });
+  return residency.count;
+}
+
+function serve(port: MessagePort): void {
+  port.on('message', (job: WorkerJob) => {
+    if (job.kind === 'end') {
+      port.close();
+      return;
+    }
+    let answer: WorkerAnswer;
+    try {
+      answer = { result: run(job) };
+    } catch (error) {
+      const code = error instanceof Error && 'code' in error && typeof error.code === 'string' ? error.code : 'failed';
+      answer = { error: { code, message: error instanceof Error ? error.message : String(error) } };
+    }
+    port.postMessage(answer);
+  });
+}
+
+if (parentPort !== null) serve(parentPort);
