@@ -62,7 +62,9 @@ describe('NATS', { skip: NatsProcess.missing() }, () => {
     const waiting = publish('4');
     await server.resume();
     await waiting;
-    assert.deepEqual(new Set([await seen.take(), await seen.take()]), new Set(['3', '4']));
+    // At least once: a server that was killed may have forgotten that "1" and "2" were acknowledged.
+    const got = new Set<string>();
+    while (!got.has('3') || !got.has('4')) got.add(await seen.take());
     assert.equal(Buffer.from((await bus.objects.get('kept', signal)) ?? []).toString(), 'kept');
     const answer = await bus.messages.request('kindling.ask', Buffer.from(''), 30_000, signal);
     assert.equal(Buffer.from(answer).toString(), 'answer');

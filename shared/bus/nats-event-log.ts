@@ -69,7 +69,7 @@ export class NatsEventLog implements EventLog, AsyncDisposable {
     try {
       const { state } = await within(link.jsm.streams.info(DEAD_STREAM), BUS_LIMITS.waitMs, ends, what);
       const letters: DeadLetter[] = [];
-      for (let seq = Math.max(state.first_seq, state.last_seq - limit + 1); seq <= state.last_seq; seq++) {
+      for (let seq = Math.max(1, state.first_seq, state.last_seq - limit + 1); seq <= state.last_seq; seq++) {
         const stored = await within(
           link.jsm.streams.getMessage(DEAD_STREAM, { seq }),
           BUS_LIMITS.waitMs,

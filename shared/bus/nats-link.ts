@@ -171,8 +171,16 @@ export class NatsLink implements AsyncDisposable {
   async #attend(connection: NatsConnection): Promise<void> {
     if (this.#stop.signal.aborted) return;
     await this.#establish(connection);
+    // Not waited for: the client's status iterator does not end with the connection.
+    this.#watch(connection).catch((error: unknown) => {
+      this.options.logger.warn({ err: error }, 'cannot follow the connection to NATS');
+    });
+    await connection.closed();
+  }
+
+  async #watch(connection: NatsConnection): Promise<void> {
     for await (const status of connection.status()) {
-      if (this.#stop.signal.aborted) return;
+      if (connection.isClosed()) return;
       if (status.type === 'disconnect') {
         this.options.logger.warn('lost the connection to NATS');
         this.#lose();
@@ -181,7 +189,6 @@ export class NatsLink implements AsyncDisposable {
         await this.#establish(connection);
       }
     }
-    await connection.closed();
   }
 
   async #establish(connection: NatsConnection): Promise<void> {

@@ -33,7 +33,9 @@ export class NatsProcess implements AsyncDisposable {
   /** Starts it (again), with the state it had. */
   async resume(): Promise<void> {
     const args = ['-js', '-a', '127.0.0.1', '-p', String(this.#port), '-sd', this.#directory];
-    const child = spawn('nats-server', args, { stdio: ['ignore', 'ignore', 'pipe'] });
+    const child = spawn('setpriv', ['--pdeathsig', 'TERM', '--', 'nats-server', ...args], {
+      stdio: ['ignore', 'ignore', 'pipe'],
+    });
     this.#child = child;
     let log = '';
     await new Promise<void>((resolve, reject) => {
