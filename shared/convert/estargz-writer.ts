@@ -1,0 +1,2 @@
+// Begun; the rest follows.
+export {};
