@@ -8,6 +8,7 @@ import { promisify } from 'node:util';
 import { fileURLToPath } from 'node:url';
 import { chooseTransport } from '#services/snapshotter/fuse/choose.ts';
 import { keeperCommand } from '#services/snapshotter/keeper/keeper-arguments.ts';
+import { createMounter } from '#services/snapshotter/mounts/mounter.ts';
 
 const execute = promisify(execFile);
 const here = dirname(fileURLToPath(import.meta.url));
@@ -20,6 +21,11 @@ const device = await access('/dev/fuse').then(
   () => false,
 );
 const skip = device && (await chooseTransport('auto')) === 'device' ? false : 'needs root, /dev/fuse and Linux 6.9';
+
+const noErofs = await execute('mkfs.erofs', ['--help']).then(
+  () => false,
+  () => 'needs mkfs.erofs',
+);
 
 interface Line {
   readonly msg?: string;
@@ -123,7 +129,7 @@ async function inFolder(
       await keeper.exited;
     }
     // An agent ends with its keeper; its descriptor keeps the session alive until then.
-    await execute('umount', ['-l', join(folder, 'layers')]).catch(() => {});
+    for (const name of ['tree', 'layers']) await execute('umount', ['-l', join(folder, name)]).catch(() => {});
     await rm(folder, { recursive: true, force: true });
   }
 }
@@ -291,6 +297,34 @@ describe('the keeper', { skip, concurrency: false }, () => {
       assert.deepEqual([report.errors, report.wrong], [[], 0]);
       keeper.kill('SIGTERM');
       assert.equal(await keeper.exited, 0);
+    });
+  });
+
+  it('goes on after an agent that was killed while it mounted an image through its own session', {
+    skip: noErofs,
+  }, async () => {
+    await inFolder(async (folder, own) => {
+      const target = join(folder, 'tree');
+      const image = join(folder, 'erofs');
+      await mkdir(join(folder, 'content'));
+      await mkdir(target);
+      await writeFile(join(folder, 'content', 'hello'), 'world\n');
+      await execute('mkfs.erofs', [image, join(folder, 'content')]);
+      const env = { AGENT_BEHAVIOUR: 'mounts', AGENT_IMAGE: image, AGENT_TARGET: target };
+      const keeper = own(new Keeper(folder, { env }));
+      const first = await keeper.line('The agent serves');
+      await keeper.line('A read of the image waits');
+      // Its thread in mount(2) cannot end before the read is answered, and the keeper hears of no end until then.
+      process.kill(Number(first.agent), 'SIGKILL');
+      const second = await keeper.line('The agent serves');
+      assert.notEqual(second.agent, first.agent);
+      await ended(Number(first.agent));
+      // The dying mount may have come about or not; a new one works.
+      await createMounter().mountErofs(join(keeper.mount, 'erofs.img'), target, new AbortController().signal);
+      assert.equal(await readFile(join(target, 'hello'), 'utf8'), 'world\n');
+      keeper.kill('SIGTERM');
+      assert.equal(await keeper.exited, 0);
+      assert.doesNotMatch(await readFile('/proc/self/mountinfo', 'utf8'), new RegExp(folder));
     });
   });
 

@@ -27,8 +27,8 @@ export interface AgentProcess {
 }
 
 /** How often the agent is looked at. */
-const CHECK_MS = 500;
-const PING_EVERY_CHECKS = 10;
+const CHECK_MS = 250;
+const PING_EVERY_CHECKS = 20;
 /** An event loop that is stuck this long serves nobody: the next agent can. Long enough for a machine that is overloaded. */
 const SILENT_MS = 60_000;
 
@@ -38,6 +38,8 @@ export interface AgentStart {
   readonly script: string | undefined;
   readonly fuseFd: number | undefined;
   readonly mount: string;
+  /** Folder for the compiled modules of the agent. */
+  readonly cache: string | undefined;
 }
 
 /** The script of the agent as it is now, links followed. */
@@ -57,6 +59,8 @@ export function startAgent(start: AgentStart & { readonly script: string }, log:
       // Reads of the FUSE descriptor wait in libuv's pool; files and mounts need threads beside them.
       UV_THREADPOOL_SIZE: '16',
       MALLOC_ARENA_MAX: '2',
+      // Compiled modules: the next agent starts in a fraction of the time.
+      ...(start.cache === undefined ? {} : { NODE_COMPILE_CACHE: start.cache }),
       ...process.env,
       KINDLING_KEEPER: mount,
       KINDLING_FUSE_FD: fuseFd === undefined ? '' : '3',

@@ -4,7 +4,7 @@ import { parseArgs } from 'node:util';
 export interface KeeperOptions {
   /** Where the folder of layer images is mounted; made when missing. */
   readonly mount: string;
-  /** Mounts below it that nobody uses are taken away at the end. */
+  /** Mounts below it that nobody uses are taken away at the end; the agent's compiled modules are kept in `compiled`. */
   readonly data: string | undefined;
   readonly transport: 'auto' | 'device' | 'native';
   /** Keep a second agent loaded that takes over at once; costs the memory of an idle node. */
@@ -43,6 +43,14 @@ export function keeperCommand(
     '--',
     ...agent,
   ];
+}
+
+/**
+ * The environment to start it with: with a cache of compiled modules, node needs no TypeScript compiler in memory, which is a third
+ * of the keeper's size and most of its start.
+ */
+export function keeperEnvironment(data: string, env: NodeJS.ProcessEnv): NodeJS.ProcessEnv {
+  return { NODE_COMPILE_CACHE: `${data}/compiled`, MALLOC_ARENA_MAX: '2', ...env };
 }
 
 /** @throws KeeperArgumentsError */

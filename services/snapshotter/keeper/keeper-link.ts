@@ -1,3 +1,8 @@
+import { flushCompileCache } from 'node:module';
+
+/** When the start is over and its work does not wait for this. */
+const FLUSH_AFTER_MS = 1000;
+
 /**
  * The agent's side of the keeper: node's IPC channel, JSON messages.
  *
@@ -61,6 +66,8 @@ export function connectKeeper(env: Readonly<Record<string, string | undefined>> 
     },
     ready() {
       void tell('ready');
+      // Node does it at an ordinary exit, which this process may never have.
+      setTimeout(flushCompileCache, FLUSH_AFTER_MS).unref();
     },
     async leave() {
       await tell('bye');

@@ -6,6 +6,7 @@
  * SIGUSR2: replaces the agent by the version that the script's path leads to now; one that does not come up is rolled back.
  * SIGHUP: nothing.
  */
+import { flushCompileCache } from 'node:module';
 import { createServer } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { chooseTransport } from '../fuse/choose.ts';
@@ -47,7 +48,11 @@ async function keep(options: KeeperOptions, log: LogRelay): Promise<number> {
   const over = new AbortController();
 
   const start = (from: string): AgentProcess => {
-    return startAgent({ nodeArguments: options.agent, script: from, fuseFd: device?.fd, mount: options.mount }, log);
+    const cache = options.data === undefined ? undefined : `${options.data}/compiled`;
+    return startAgent(
+      { nodeArguments: options.agent, script: from, fuseFd: device?.fd, mount: options.mount, cache },
+      log,
+    );
   };
 
   const warmUp = (from: string): void => {
@@ -178,6 +183,8 @@ async function keep(options: KeeperOptions, log: LogRelay): Promise<number> {
   process.on('SIGUSR2', () => void upgrade());
   process.on('SIGHUP', () => {});
 
+  // For the next start: this process may never end in an ordinary way.
+  setTimeout(flushCompileCache, STANDBY_AFTER_MS).unref();
   const code = await serve();
   if (ending === undefined) {
     over.abort();

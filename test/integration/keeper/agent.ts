@@ -1,13 +1,15 @@
 /**
  * A small agent for the keeper's tests: serves pattern files through the descriptor that it is given.
  *
- * AGENT_VERSION is written to each line; AGENT_BEHAVIOUR says what is wrong with it: `crash` (at once), `mute` (never ready),
- * `refuse` (78, a configuration that is wrong), `chatty` (floods the log).
+ * AGENT_BEHAVIOUR says what is wrong with it: `crash` (at once), `mute` (never ready),
+ * `refuse` (78, a configuration that is wrong), `chatty` (floods the log), `mounts` (the first one mounts AGENT_IMAGE, which it
+ * serves as `erofs.img`, on AGENT_TARGET by itself, and answers no read of it; later ones answer).
  */
 import { openDeviceSession } from '#services/snapshotter/fuse/device-session.ts';
 import { createTestFiles } from '#services/snapshotter/fuse/test-files.ts';
 import { connectKeeper } from '#services/snapshotter/keeper/keeper-link.ts';
-import { existsSync, readFileSync } from 'node:fs';
+import { createMounter } from '#services/snapshotter/mounts/mounter.ts';
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
@@ -26,9 +28,25 @@ link.lost.addEventListener('abort', () => process.kill(process.pid, 'SIGKILL'));
 await link.waitForGo(new AbortController().signal);
 if (behaviour === 'crash') process.exit(1);
 
+const image = process.env['AGENT_IMAGE'];
+const target = process.env['AGENT_TARGET'] ?? '';
+const isFirst = behaviour === 'mounts' && !existsSync(`${target}.first`);
+const patterns = createTestFiles({ 'one.img': 64 * 1024 * 1024, 'two.img': 3_000_001, 'erofs.img': 4 * 1024 * 1024 });
 const session = openDeviceSession({
   ...link.fuse,
-  files: createTestFiles({ 'one.img': 64 * 1024 * 1024, 'two.img': 3_000_001 }),
+  files: {
+    ...patterns,
+    async read(file, offset, length, signal) {
+      if (file.name !== 'erofs.img' || image === undefined) return await patterns.read(file, offset, length, signal);
+      if (isFirst) {
+        console.error('A read of the image waits');
+        await new Promise(() => {});
+      }
+      const content = Buffer.alloc(file.sizeBytes);
+      readFileSync(image).copy(content);
+      return content.subarray(offset, offset + length);
+    },
+  },
   events: {
     diskSpace: () => ({ totalBytes: 2 ** 40, freeBytes: 2 ** 39 }),
     unknownFile: (inode) => console.error(`unknown file ${inode}`),
@@ -36,6 +54,10 @@ const session = openDeviceSession({
   },
 });
 if (behaviour !== 'mute') link.ready();
+if (isFirst) {
+  writeFileSync(`${target}.first`, '');
+  await createMounter().mountErofs(join(link.fuse.directory, 'erofs.img'), target, new AbortController().signal);
+}
 if (behaviour === 'chatty') setInterval(() => console.error('x'.repeat(8192)), 1);
 const keepAlive = setInterval(() => {}, 1000);
 await Promise.race([
