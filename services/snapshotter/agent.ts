@@ -2,8 +2,7 @@ import { mkdir, statfs } from 'node:fs/promises';
 import { join } from 'node:path';
 import packageJson from '#package' with { type: 'json' };
 import { ContainerdClient } from '#shared/containerd/containerd-client.ts';
-import { DockerCredentials } from '#shared/registry/docker-credentials.ts';
-import { RegistryClient } from '#shared/registry/registry-client.ts';
+import { openRegistryClient } from '#shared/registry/registry-settings.ts';
 import { createMetrics, serveMetrics } from '#shared/telemetry/metrics.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
 import { fuseDirOf, type AgentValues } from './config.ts';
@@ -47,13 +46,7 @@ export async function runAgent(
   await mkdir(dataDir, { recursive: true, mode: 0o711 });
 
   const metrics = createMetrics();
-  const registry = new RegistryClient({
-    credentials: new DockerCredentials(values.dockerConfig),
-    plainHttpHosts: values.plainHttpHosts,
-    mirrorsDir: values.mirrors,
-    logger,
-    userAgent: `kindling/${packageJson.version}`,
-  });
+  const registry = openRegistryClient(values, logger);
   closing.defer(() => registry.close());
   const workers = new WorkerPool({ size: values.workers });
   closing.defer(() => workers.close());

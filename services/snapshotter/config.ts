@@ -1,6 +1,7 @@
 import { availableParallelism } from 'node:os';
 import { z } from 'zod';
-import { bytes, flag, integer, list, optionalText, type Values } from '#shared/config/settings.ts';
+import { bytes, flag, integer, type Values } from '#shared/config/settings.ts';
+import { registrySettings } from '#shared/registry/registry-settings.ts';
 
 /** `host:port`, `:port`, or nothing for none. */
 const address = z
@@ -92,21 +93,7 @@ export const SETTINGS = {
     unit: 'ms',
     help: 'How long a read is retried after the first failure until its reader gets EIO',
   },
-  plainHttpHosts: {
-    env: 'KINDLING_PLAIN_HTTP',
-    schema: list,
-    help: 'Registries (host[:port], comma-separated) spoken to in plain HTTP; loopback always is',
-  },
-  dockerConfig: {
-    env: 'KINDLING_DOCKER_CONFIG',
-    schema: optionalText,
-    help: 'Docker configuration with credentials (config.json); by default that of the user',
-  },
-  mirrors: {
-    env: 'KINDLING_MIRRORS',
-    schema: optionalText,
-    help: "Folder with <host>/hosts.toml, as containerd's config_path",
-  },
+  ...registrySettings,
   metrics: {
     env: 'KINDLING_METRICS',
     schema: address,

@@ -1,6 +1,7 @@
 import { mkdir } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { hexOf, type Digest } from '#shared/digest/digest.ts';
+import { backingFile } from '../mounts/mount-table.ts';
 import type { Mounter } from '../mounts/mounter.ts';
 
 /** Hex digits of a mount's name: overlayfs takes all its layers' paths in one page, so they must be short. */
@@ -51,7 +52,7 @@ export class LayerMounts {
         strangers.push(mount.target);
         continue;
       }
-      this.#mounted.set(layer, { sources: [...(this.#mounted.get(layer)?.sources ?? []), mount.source] });
+      this.#mounted.set(layer, { sources: [...(this.#mounted.get(layer)?.sources ?? []), await backingFile(mount)] });
     }
     for (const target of strangers.toReversed()) await this.#mounter.unmount(target, { lazy: true }, signal);
     return strangers;
