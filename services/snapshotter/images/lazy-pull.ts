@@ -86,18 +86,25 @@ export class LazyPull {
     const resolveMs = performance.now() - started;
     const chain = chainIds(diffIds);
     const requests = layers.map((layer) => requestOf(name, image, layer));
+    const present = await Promise.all(chain.map((id) => this.#isCommitted(this.#deps.containerd, id, signal)));
+    const missing = requests.filter((_, i) => present[i] !== true);
     const pulled = await withLease(
       this.#deps.containerd,
       { purpose: 'pull', expiryMs: LEASE_EXPIRY_MS },
       signal,
       async (leased) =>
-        await this.#deps.snapshots.withLayers(requests, signal, async (outcomes) => {
+        await this.#deps.snapshots.withLayers(missing, signal, async (outcomes) => {
           const ingest = this.#ingest(leased, reference, image, configBytes, chain, signal);
           // Awaited below; a layer that fails first must not leave it unhandled.
           ingest.catch(() => undefined);
           const done: PulledLayer[] = [];
           for (const [i, request] of requests.entries()) {
-            const step = { request, descriptor: layers[i], outcome: outcomes[i], diffId: diffIds[i] };
+            const step = {
+              request,
+              descriptor: layers[i],
+              outcome: outcomes[missing.indexOf(request)],
+              diffId: diffIds[i],
+            };
             const layer = await this.#layer(leased, reference, step, chain[i - 1] ?? '', chain[i] ?? '', signal);
             done.push(layer);
             options.onProgress?.(layer, done.length, requests.length);

@@ -26,8 +26,8 @@ export type CoverResult =
   | { readonly kind: 'failed'; readonly message: string };
 
 const libc = koffi.load(null);
-const listxattr = libc.func('ssize_t llistxattr(const void *path, _Out_ void *list, size_t size)');
-const getxattr = libc.func('ssize_t lgetxattr(const void *path, const void *name, _Out_ void *value, size_t size)');
+const listxattr = libc.func('intptr_t llistxattr(const void *path, void *list, size_t size)');
+const getxattr = libc.func('intptr_t lgetxattr(const void *path, const void *name, void *value, size_t size)');
 const setxattr = libc.func(
   'int lsetxattr(const void *path, const void *name, const void *value, size_t size, int flags)',
 );

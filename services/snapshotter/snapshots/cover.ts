@@ -8,7 +8,7 @@ export async function buildCover(task: CoverTask, signal: AbortSignal): Promise<
   try {
     return await new Promise<CoverResult>((resolve, reject) => {
       worker.once('message', (result: CoverResult) => resolve(result));
-      worker.once('error', reject);
+      worker.once('error', (error) => resolve({ kind: 'failed', message: error.message }));
       worker.once('exit', (code) => reject(new Error(`Cannot build a cover: its worker ended with code ${code}`)));
       signal.addEventListener('abort', () => reject(signal.reason), { once: true });
     });

@@ -80,6 +80,7 @@ const WORD = /[A-Za-z0-9_][A-Za-z0-9_]*/y;
 const BARE_VALUE = /[^\s,]+/y;
 const SPACE = /\s*/y;
 const DOUBLE_QUOTED = /"(?:[^"\\\n]|\\.)*"/y;
+const FENCED = /\/(?:[^/\\]|\\.)*\/|\|(?:[^|\\]|\\.)*\|/y;
 const ESCAPES: Readonly<Record<string, string>> = {
   a: '\x07',
   b: '\b',
@@ -126,14 +127,10 @@ class Scanner {
     const quoted = this.#quoted();
     if (quoted !== undefined) return quoted;
     if (isPattern) {
-      for (const fence of ['/', '|']) {
-        if (this.#text[this.#at] !== fence) continue;
-        const end = this.#text.indexOf(fence, this.#at + 1);
-        if (end < 0) return this.fail(`a closing ${fence} is missing`);
-        const inner = this.#text.slice(this.#at + 1, end);
-        this.#at = end + 1;
-        return inner;
-      }
+      const fenced = this.#match(FENCED);
+      // Only the fence itself needs an escape of its own; all others are the regular expression's.
+      if (fenced !== undefined) return fenced.slice(1, -1).replaceAll(`\\${fenced.charAt(0)}`, fenced.charAt(0));
+      if (/^[/|]/.test(this.#text.slice(this.#at))) return this.fail('the closing / or | is missing');
     }
     return this.#match(BARE_VALUE) ?? this.fail('a value is expected');
   }

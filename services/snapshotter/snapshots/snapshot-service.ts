@@ -178,17 +178,17 @@ export class SnapshotService {
         await this.#layers.provide(request, signal);
         return undefined;
       } catch (error) {
-        if (error instanceof NotLazyError) return error;
-        throw error;
+        return asNotLazy(error);
       }
     });
     try {
       return await work(outcomes);
     } finally {
-      await Promise.allSettled(outcomes);
-      for (const { layer } of requests) {
+      for (const [i, outcome] of outcomes.entries()) {
+        const layer = requests[i]?.layer;
+        if (layer === undefined) continue;
+        if ((await outcome) === undefined) this.#unneeded.add(layer);
         this.#letGo(layer);
-        this.#unneeded.add(layer);
       }
       this.#cleanupSoon();
     }
@@ -287,12 +287,13 @@ export class SnapshotService {
     try {
       await untilAborted(running, signal);
       return true;
-    } catch (error) {
-      if (!(error instanceof NotLazyError)) throw error;
+    } catch (cause) {
+      if (cause instanceof SnapshotError || signal.aborted || this.#closed.signal.aborted) throw cause;
+      const error = asNotLazy(cause);
       this.#notLazy.inc({ code: error.code });
       this.#store.recordNotLazy({ layer, imageReference, code: error.code, reason: error.message });
       this.#logger.warn(
-        { layer, image: imageReference, code: error.code, reason: error.message },
+        { layer, image: imageReference, code: error.code, reason: error.message, err: error.cause },
         'layer is not lazy: containerd pulls it whole',
       );
       return false;
@@ -389,6 +390,12 @@ export class SnapshotService {
       if (!this.#closed.signal.aborted) this.#logger.error({ err: error }, 'cannot clean up after removed snapshots');
     });
   }
+}
+
+/** A fault of ours must not keep a container from starting: containerd can always pull the layer whole. */
+function asNotLazy(cause: unknown): NotLazyError {
+  if (cause instanceof NotLazyError) return cause;
+  return new NotLazyError('unsupported', `Cannot provide the layer: ${String(cause)}`, { cause });
 }
 
 /** The result of `work`, or a rejection as soon as the signal aborts; the work goes on. */
