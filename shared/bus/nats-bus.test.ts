@@ -6,7 +6,7 @@ import { NatsBus } from './nats-bus.ts';
 import { NatsProcess } from './nats-process.ts';
 
 const signal = new AbortController().signal;
-const busOf = (url: string, more: { claimTtlMs?: number } = {}) =>
+const busOf = (url: string, more: { claimTtlMs?: number; waitMs?: number } = {}) =>
   new NatsBus({ url, clientName: 'test', logger: silentLogger, ...more });
 
 describe('NATS', { skip: NatsProcess.missing() }, () => {
@@ -74,7 +74,7 @@ describe('NATS', { skip: NatsProcess.missing() }, () => {
   test('a bus whose server is not there yet is made at once, fails in time, and works when the server comes', async () => {
     await using server = await NatsProcess.start();
     await server.kill();
-    await using bus = busOf(server.url);
+    await using bus = busOf(server.url, { waitMs: 50 });
     const seen = new Inbox<string>();
     await using _listener = bus.messages.subscribe('kindling.x', undefined, (payload) =>
       seen.put(Buffer.from(payload).toString()),
@@ -87,8 +87,8 @@ describe('NATS', { skip: NatsProcess.missing() }, () => {
 
   test('the claim of a holder that died is free after its time', async () => {
     await using server = await NatsProcess.start();
-    await using bus = busOf(server.url, { claimTtlMs: 2_000 });
-    const dying = busOf(server.url, { claimTtlMs: 2_000 });
+    await using bus = busOf(server.url, { claimTtlMs: 1_000 });
+    const dying = busOf(server.url, { claimTtlMs: 1_000 });
     const held = await dying.claims.claim('x', signal);
     assert.ok(held);
     // Without giving it back, as a killed process would.

@@ -28,6 +28,8 @@ export interface NatsOptions {
   readonly objectBytes?: number;
   /** A claim that is not renewed ends after this. */
   readonly claimTtlMs?: number;
+  /** How long a call waits for a connection; `BUS_LIMITS.waitMs` unless told otherwise. */
+  readonly waitMs?: number;
 }
 
 export const EVENT_STREAM = 'KINDLING_EVENTS';
@@ -95,7 +97,7 @@ export class NatsLink implements AsyncDisposable {
     const { promise, resolve } = Promise.withResolvers<void>();
     this.#waiting.add(resolve);
     try {
-      await within(promise, BUS_LIMITS.waitMs, signal, what);
+      await within(promise, this.options.waitMs ?? BUS_LIMITS.waitMs, signal, what);
     } catch (error) {
       if (error instanceof BusError && error.code === 'timeout') throw this.#unavailable(what, error);
       throw error;
