@@ -23,7 +23,6 @@ const text = z
   .string()
   .min(1)
   .max(EVENT_LIMITS.attribute)
-  // eslint-disable-next-line no-control-regex
   .regex(/^[^\u0000-\u001f\u007f-\u009f]*$/, 'control characters are not allowed');
 
 const schema = z
@@ -82,7 +81,8 @@ export function parseStructured(bytes: Uint8Array, what = 'the event'): CloudEve
   return checkCloudEvent(parseJson(bytes, what), what);
 }
 
-export function serialise(event: CloudEvent): Buffer {
+/** In structured mode. */
+export function serialise(event: Readonly<Record<string, unknown>>): Buffer {
   return Buffer.from(JSON.stringify(event));
 }
 

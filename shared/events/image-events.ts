@@ -2,7 +2,7 @@ import { createHash } from 'node:crypto';
 import { z } from 'zod';
 import { isDigest, type Digest } from '#shared/digest/digest.ts';
 import type { OutgoingEvent } from '#shared/bus/bus.ts';
-import { CloudEventError, parseStructured, serialise, type CloudEvent } from './cloud-event.ts';
+import { CloudEventError, parseStructured, serialise } from './cloud-event.ts';
 
 /** Names of images as people write them; who uses one parses it with `parseReference`. */
 const reference = z.string().min(1).max(1024);
@@ -71,14 +71,14 @@ export function checkData<T extends EventType>(type: T, data: unknown): EventDat
 
 /** As it goes to the bus. Events of the same source and id are one event. */
 export function toBus(event: KindlingEvent, now: Date): OutgoingEvent {
-  const cloudEvent: CloudEvent = {
+  const cloudEvent = {
     specversion: '1.0',
     id: event.id,
     source: event.source,
     type: event.type,
     time: now.toISOString(),
     datacontenttype: 'application/json',
-    data: event.data as CloudEvent['data'],
+    data: event.data,
   };
   return { subject: subjectOf(event.type), id: dedupeId(event.source, event.id), payload: serialise(cloudEvent) };
 }
