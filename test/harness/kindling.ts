@@ -43,7 +43,8 @@ export class TestKindling implements AsyncDisposable {
   private constructor(options: KindlingOptions, keeper: ServerProcess) {
     this.#options = options;
     this.folder = options.folder;
-    ({ socket: this.socket, control: this.controlSocket, data: this.dataDir } = kindlingPaths(options.folder));
+    ({ socket: this.socket, control: this.controlSocket } = kindlingPaths(options.folder));
+    this.dataDir = dataDirOf(options);
     this.client = new ControlClient(this.controlSocket);
     this.#keeper = keeper;
     this.#forget = disposeOnInterrupt(this);
@@ -156,12 +157,18 @@ export class TestKindling implements AsyncDisposable {
   }
 }
 
-export function kindlingPaths(folder: string): { socket: string; control: string; data: string } {
-  return { socket: `${folder}/s.sock`, control: `${folder}/ctl.sock`, data: `${folder}/data` };
+export function kindlingPaths(folder: string): { readonly socket: string; readonly control: string } {
+  return { socket: `${folder}/s.sock`, control: `${folder}/ctl.sock` };
+}
+
+function dataDirOf({ folder, env }: KindlingOptions): string {
+  return env?.['KINDLING_DATA_DIR'] ?? `${folder}/data`;
 }
 
 async function startKeeper(options: KindlingOptions, signal: AbortSignal): Promise<ServerProcess> {
-  const { socket, control, data } = kindlingPaths(options.folder);
+  const { socket, control } = kindlingPaths(options.folder);
+  const data = dataDirOf(options);
+  await mkdir(options.folder, { recursive: true });
   await mkdir(data, { recursive: true });
   const env: NodeJS.ProcessEnv = {};
   for (const [name, value] of Object.entries(process.env)) if (!name.startsWith('KINDLING_')) env[name] = value;
