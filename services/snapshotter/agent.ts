@@ -1,5 +1,6 @@
 import { mkdir, statfs } from 'node:fs/promises';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import packageJson from '#package' with { type: 'json' };
 import { ContainerdClient } from '#shared/containerd/containerd-client.ts';
 import { openRegistryClient } from '#shared/registry/registry-settings.ts';
@@ -27,6 +28,10 @@ import { wallClock } from './snapshots/wall-clock.ts';
 
 /** How often statfs's numbers are refreshed; they are asked for in a place that must not wait. */
 const DISK_SPACE_MS = 5_000;
+const SQLITE_BUSY = 5;
+/** Below the keeper's patience with an agent that is not ready. */
+const DATABASE_WAIT_MS = 10_000;
+const DATABASE_RETRY_MS = 20;
 
 /**
  * The node agent: builds every part, top to bottom, and serves until `signal` aborts. Resolves when all is closed and written.
@@ -76,15 +81,6 @@ export async function runAgent(
   await store.start(signal);
   closing.defer(() => store.close());
 
-  const snapshots = new SnapshotService({
-    store: new SnapshotStore(join(dataDir, 'snapshots.db'), wallClock),
-    folders: new SnapshotFolders(join(dataDir, 's')),
-    layers: store,
-    logger,
-    metrics,
-  });
-  closing.defer(() => snapshots.close());
-
   const space = await DiskWatch.start(dataDir);
   closing.defer(() => space.stop());
   const session = await openSession(link, fuseDir, store, fuseEvents(space, logger), signal);
@@ -93,6 +89,16 @@ export async function runAgent(
     if (!signal.aborted)
       logger.error({ directory: session.directory }, 'The FUSE session has ended: reads of lazy layers fail');
   });
+
+  const snapshots = new SnapshotService({
+    store: await openSnapshots(join(dataDir, 'snapshots.db'), signal),
+    folders: new SnapshotFolders(join(dataDir, 's')),
+    layers: store,
+    logger,
+    metrics,
+  });
+  closing.defer(() => snapshots.close());
+
   await snapshots.start(signal);
   const server = await SnapshotServer.listen(snapshots, values.socket, logger);
   closing.defer(() => server.close());
@@ -163,6 +169,23 @@ export async function runAgent(
   }
   await aborted(signal);
   logger.info('Closing');
+}
+
+/**
+ * An agent that was killed within a call on its own mounts holds the database until that call is answered: by us, so the session
+ * is served before, and the loop stays free while we wait.
+ */
+async function openSnapshots(path: string, signal: AbortSignal): Promise<SnapshotStore> {
+  const deadline = performance.now() + DATABASE_WAIT_MS;
+  for (;;) {
+    try {
+      return new SnapshotStore(path, wallClock);
+    } catch (error) {
+      const busy = error instanceof Error && 'errcode' in error && error.errcode === SQLITE_BUSY;
+      if (!busy || performance.now() > deadline) throw error;
+      await sleep(DATABASE_RETRY_MS, undefined, { signal });
+    }
+  }
 }
 
 async function openSession(
