@@ -1,6 +1,5 @@
-import { spawn } from 'node:child_process';
 import { Command, Option } from 'commander';
-import { keeperCommand } from '#services/snapshotter/keeper/keeper-arguments.ts';
+import { keeperCommand, keeperEnvironment } from '#services/snapshotter/keeper/keeper-arguments.ts';
 import { fuseDirOf, SETTINGS } from '#services/snapshotter/config.ts';
 import { loadSettings } from '#shared/config/settings.ts';
 
@@ -26,7 +25,7 @@ export function command(): Command {
     .addOption(new Option('--socket <path>', SETTINGS.socket.help))
     .addOption(new Option('--containerd <path>', SETTINGS.containerd.help))
     .option('--standby', 'keep a second agent loaded that takes over at once')
-    .action(async (flags: Flags) => {
+    .action((flags: Flags) => {
       const env = {
         ...process.env,
         ...(flags.dataDir === undefined ? {} : { [SETTINGS.dataDir.env]: flags.dataDir }),
@@ -42,17 +41,16 @@ export function command(): Command {
         standby: flags.standby === true,
         agent: [...AGENT_FLAGS, AGENT],
       });
-      process.exitCode = await runKeeper(args, env);
+      runKeeper(args, keeperEnvironment(values.dataDir, env));
     });
 }
 
-/** The keeper is a process of its own, so that it stays as small as it is elsewhere. Signals are handed on. */
-async function runKeeper(args: readonly string[], env: NodeJS.ProcessEnv): Promise<number> {
-  const keeper = spawn(process.execPath, args, { stdio: 'inherit', env, detached: true });
-  const signals = ['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR2'] as const;
-  for (const name of signals) process.on(name, () => keeper.kill(name));
-  return await new Promise<number>((resolve, reject) => {
-    keeper.once('error', reject);
-    keeper.once('exit', (code, signal) => resolve(code ?? (signal === null ? 1 : 128)));
-  });
+/**
+ * The keeper takes this process's place: it stays as small as it is elsewhere, and signals and the exit code are its own. Of
+ * the descriptors only the standard ones are left to it.
+ */
+function runKeeper(args: readonly string[], env: NodeJS.ProcessEnv): never {
+  if (process.execve === undefined) throw new Error(`Node ${process.version} is too old: Kindling needs Node 24`);
+  const text = Object.entries(env).filter((entry): entry is [string, string] => entry[1] !== undefined);
+  return process.execve(process.execPath, [process.execPath, ...args], Object.fromEntries(text));
 }
