@@ -1,8 +1,9 @@
-import { ConvertError } from './convert-error.ts';
 import type { ConvertFormat } from './layer-converter.ts';
 import type { LayerWriter } from './layer-writer.ts';
+import { writeEstargz } from './estargz-writer.ts';
+import { writeZstdChunked } from './zstd-chunked-writer.ts';
 
 /** The writer of a format. */
 export function writerOf(format: ConvertFormat): LayerWriter {
-  throw new ConvertError('unsupported', `Cannot convert to ${format}: no writer for it`);
+  return format === 'estargz' ? writeEstargz : writeZstdChunked;
 }

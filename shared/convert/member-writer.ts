@@ -1,125 +1,107 @@
-import { createHash } from 'node:crypto';
+import { createHash, type Hash } from 'node:crypto';
 import type { Digest } from '#shared/digest/digest.ts';
 
-/** A separately compressed part of a blob: a gzip member or a zstd frame. Its place is known once it has been written. */
-export interface Member {
-  /** From the start of the blob; -1 = not yet. */
-  blobOffset: number;
-  blobEnd: number;
-}
+/** Compressed members that are being made at the same time; each is compressed on a thread of libuv's pool. */
+const MEMBERS_IN_WORK = 4;
+/** A member without end (headers of a hundred thousand empty files) is cut here. */
+const MAX_MEMBER_BYTES = 8 * 1024 * 1024;
 
-export interface MemberWriterOptions {
-  readonly compress: (bytes: Buffer) => Promise<Buffer>;
-  readonly sink: (bytes: Uint8Array) => Promise<void>;
-  readonly signal: AbortSignal;
-}
+/** Learns where in the blob its member was put, [start, end). */
+export type OnPlaced = (start: number, end: number) => void;
 
-/** Decoded bytes that are being compressed at a time: some of the largest chunks on each core. */
-const IN_FLIGHT_BYTES = 32 * 1024 * 1024;
-const IN_FLIGHT_MEMBERS = 64;
+interface Member {
+  readonly compressed: Promise<Buffer>;
+  readonly onPlaced: readonly OnPlaced[];
+}
 
 /**
- * Cuts a stream into members, compresses several at a time and writes them in order. Memory is bounded by what is in
- * flight; `cut` waits when that is enough.
+ * Writes bytes as a row of separately compressed members (gzip) or frames (zstd), several compressed at a time, and keeps the
+ * digests of both sides.
  */
 export class MemberWriter {
-  readonly #options: MemberWriterOptions;
-  readonly #blobHash = createHash('sha256');
-  readonly #tarHash = createHash('sha256');
-  #current: Uint8Array[] = [];
-  #member: Member = { blobOffset: -1, blobEnd: -1 };
-  #memberBytes = 0;
-  #position = 0;
-  #tarBytes = 0;
-  #queue: { readonly bytes: number; readonly done: Promise<void> }[] = [];
-  #inFlightBytes = 0;
-  #last: Promise<void> = Promise.resolve();
+  readonly #compress: (bytes: Buffer) => Promise<Buffer>;
+  readonly #sink: (bytes: Uint8Array) => Promise<void>;
+  readonly #signal: AbortSignal;
+  readonly #blob: Hash = createHash('sha256');
+  readonly #tar: Hash = createHash('sha256');
+  readonly #inWork: Member[] = [];
+  #parts: Uint8Array[] = [];
+  #onPlaced: OnPlaced[] = [];
+  #memberLength = 0;
+  /** Bytes of the blob written; final only once `drain` has resolved. */
+  sizeBytes = 0;
+  uncompressedSize = 0;
 
-  constructor(options: MemberWriterOptions) {
-    this.#options = options;
+  constructor(
+    compress: (bytes: Buffer) => Promise<Buffer>,
+    sink: (bytes: Uint8Array) => Promise<void>,
+    signal: AbortSignal,
+  ) {
+    this.#compress = compress;
+    this.#sink = sink;
+    this.#signal = signal;
   }
 
-  /** The member that the next bytes go into. */
-  get member(): Member {
-    return this.#member;
+  /** Decoded bytes of the member that is open. */
+  get memberLength(): number {
+    return this.#memberLength;
   }
 
-  /** Decoded bytes in it so far. */
-  get memberBytes(): number {
-    return this.#memberBytes;
+  /** Bytes of the tar; they must not change afterwards. */
+  async write(bytes: Uint8Array): Promise<void> {
+    this.#parts.push(bytes);
+    this.#memberLength += bytes.length;
+    this.uncompressedSize += bytes.length;
+    this.#tar.update(bytes);
+    if (this.#memberLength >= MAX_MEMBER_BYTES && this.#onPlaced.length === 0) await this.cut();
   }
 
-  /** Decoded bytes of all members. */
-  get tarBytes(): number {
-    return this.#tarBytes;
+  /** Tells where the member that is open begins and ends, once it is written. */
+  place(onPlaced: OnPlaced): void {
+    this.#onPlaced.push(onPlaced);
   }
 
-  /** Takes the bytes over until the next `cut`. */
-  append(bytes: Uint8Array): void {
-    if (bytes.length === 0) return;
-    this.#current.push(bytes);
-    this.#memberBytes += bytes.length;
-    this.#tarBytes += bytes.length;
-    this.#tarHash.update(bytes);
-  }
-
-  /** Ends the member, unless nothing is in it. */
+  /** Ends the member, if it has anything in it. */
   async cut(): Promise<void> {
-    if (this.#memberBytes === 0) return;
-    const { compress } = this.#options;
-    const [only] = this.#current;
-    const bytes =
-      this.#current.length === 1 && only !== undefined
-        ? Buffer.from(only.buffer, only.byteOffset, only.byteLength)
-        : Buffer.concat(this.#current, this.#memberBytes);
-    await this.#enqueue(bytes.length, this.#member, compress(bytes));
-    this.#current = [];
-    this.#memberBytes = 0;
-    this.#member = { blobOffset: -1, blobEnd: -1 };
+    if (this.#memberLength === 0) return;
+    const bytes = Buffer.concat(this.#parts);
+    const compressed = this.#compress(bytes);
+    // Awaited in its turn; a failure before that must not count as unhandled.
+    compressed.catch(() => {});
+    this.#inWork.push({ compressed, onPlaced: this.#onPlaced });
+    this.#parts = [];
+    this.#onPlaced = [];
+    this.#memberLength = 0;
+    while (this.#inWork.length >= MEMBERS_IN_WORK) await this.#writeFirst();
   }
 
-  /** Writes what is compressed already and decodes to nothing that counts: footers, skippable frames. */
-  async raw(bytes: Buffer): Promise<void> {
+  /** Waits until everything is in the sink. */
+  async drain(): Promise<void> {
     await this.cut();
-    await this.#enqueue(bytes.length, { blobOffset: -1, blobEnd: -1 }, Promise.resolve(bytes));
+    while (this.#inWork.length > 0) await this.#writeFirst();
   }
 
-  /** Waits until all is written; every member then knows its place. */
-  async settle(): Promise<number> {
-    await this.cut();
-    await this.#last;
-    return this.#position;
+  /** Bytes of the blob that are no part of the tar. */
+  async raw(bytes: Uint8Array): Promise<void> {
+    this.#blob.update(bytes);
+    this.sizeBytes += bytes.length;
+    await this.#sink(bytes);
   }
 
-  async finish(): Promise<{ readonly digest: Digest; readonly sizeBytes: number; readonly diffId: Digest }> {
-    const sizeBytes = await this.settle();
+  /** Once; the writer is of no use afterwards. */
+  digests(): { readonly digest: Digest; readonly diffId: Digest } {
     return {
-      digest: `sha256:${this.#blobHash.digest('hex')}` as Digest,
-      sizeBytes,
-      diffId: `sha256:${this.#tarHash.digest('hex')}` as Digest,
+      digest: `sha256:${this.#blob.digest('hex')}` as Digest,
+      diffId: `sha256:${this.#tar.digest('hex')}` as Digest,
     };
   }
 
-  async #enqueue(bytes: number, member: Member, compressed: Promise<Buffer>): Promise<void> {
-    const before = this.#last;
-    const done = Promise.all([compressed, before]).then(async ([blob]) => {
-      this.#options.signal.throwIfAborted();
-      member.blobOffset = this.#position;
-      this.#position += blob.length;
-      member.blobEnd = this.#position;
-      this.#blobHash.update(blob);
-      await this.#options.sink(blob);
-    });
-    // Whoever waits next gets the error; until then it is not unhandled.
-    done.catch(() => {});
-    this.#last = done;
-    this.#queue.push({ bytes, done });
-    this.#inFlightBytes += bytes;
-    while (this.#queue.length > IN_FLIGHT_MEMBERS || this.#inFlightBytes > IN_FLIGHT_BYTES) {
-      const first = this.#queue.shift();
-      if (first === undefined) break;
-      await first.done;
-      this.#inFlightBytes -= first.bytes;
-    }
+  async #writeFirst(): Promise<void> {
+    const member = this.#inWork.shift();
+    if (member === undefined) return;
+    const bytes = await member.compressed;
+    this.#signal.throwIfAborted();
+    for (const onPlaced of member.onPlaced) onPlaced(this.sizeBytes, this.sizeBytes + bytes.length);
+    await this.raw(bytes);
   }
 }
