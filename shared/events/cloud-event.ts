@@ -23,7 +23,7 @@ const text = z
   .string()
   .min(1)
   .max(EVENT_LIMITS.attribute)
-  .regex(/^[^\u0000-\u001f\u007f-\u009f]*$/, 'control characters are not allowed');
+  .regex(/^\P{Cc}*$/u, 'control characters are not allowed');
 
 const schema = z
   .object({
