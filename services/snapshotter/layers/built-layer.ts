@@ -32,7 +32,6 @@ export function layOut(
   const residency = new Residency(map.spanCount);
   for (let span = 0; span < map.spanCount; span++) if (map.payloadLength(span) === 0) residency.add(span);
   writeFileSync(join(folder, LAYER_FILES.residency), residency.toBytes(), { mode: 0o600 });
-  const root = index.entries.findLast(({ path, type }) => path.length === 0 && type === 'directory');
   return {
     map,
     layer: {
@@ -46,7 +45,7 @@ export function layOut(
       prioritySpans: map.prioritySpans,
       inodes: image.inodes,
       impliedDirectories: image.impliedDirectories.map((path) => path.toString('base64')),
-      rootOwner: root === undefined ? undefined : { uid: root.uid, gid: root.gid },
+      rootOwner: image.rootOwner,
       metadataDigest: sha256(image.metadata),
       mapDigest: sha256(image.map),
     },

@@ -5,7 +5,9 @@ import { sha256, type Digest } from '#shared/digest/digest.ts';
 import { SpanDecoder } from '#shared/formats/span-decoder.ts';
 import { indexFromToc } from '#shared/formats/toc/index-from-toc.ts';
 import { tocFromTail } from '#shared/formats/toc/toc-tail.ts';
-import { decodeLayerIndex } from '#shared/layer/index-codec.ts';
+const decodeLayerIndex = (_bytes: Uint8Array, _layer: Digest): never => {
+  throw new Error('not yet');
+};
 import { LayerError } from '#shared/layer/layer-index.ts';
 import { parseSpanMap, type DecodableSpanMap } from '#shared/layer/span-map-file.ts';
 import { layOut } from './built-layer.ts';
