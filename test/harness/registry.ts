@@ -11,6 +11,8 @@ export interface RegistryOptions {
   /** Of notifications' receivers. */
   readonly notify?: readonly { readonly url: string; readonly token?: string }[];
   readonly port?: number;
+  /** Lines of an htpasswd file (bcrypt): without it everybody may do everything. */
+  readonly htpasswd?: string;
 }
 
 /** The real `docker-registry` on a free port of 127.0.0.1, plain HTTP. */
@@ -98,6 +100,9 @@ async function startRegistry(options: RegistryOptions, port: number, signal: Abo
     log: { level: 'warn', accesslog: { disabled: false } },
     storage: { filesystem: { rootdirectory: `${options.folder}/data` }, delete: { enabled: true } },
     http: { addr: `127.0.0.1:${port}` },
+    ...(options.htpasswd === undefined
+      ? {}
+      : { auth: { htpasswd: { realm: 'test', path: `${options.folder}/htpasswd` } } }),
     ...(options.notify === undefined
       ? {}
       : {
@@ -113,6 +118,7 @@ async function startRegistry(options: RegistryOptions, port: number, signal: Abo
           },
         }),
   };
+  if (options.htpasswd !== undefined) await writeFile(`${options.folder}/htpasswd`, options.htpasswd);
   const file = `${options.folder}/registry.yml`;
   await writeFile(file, JSON.stringify(config)); // JSON is YAML
   const env: NodeJS.ProcessEnv = { ...process.env, OTEL_TRACES_EXPORTER: 'none' };
