@@ -1,3 +1,5 @@
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { Command, Option } from 'commander';
 import { keeperCommand, keeperEnvironment } from '#services/snapshotter/keeper/keeper-arguments.ts';
 import { fuseDirOf, SETTINGS } from '#services/snapshotter/config.ts';
@@ -7,10 +9,11 @@ interface Flags {
   readonly dataDir?: string;
   readonly containerd?: string;
   readonly socket?: string;
+  readonly code?: string;
   readonly standby?: true;
 }
 
-const AGENT = new URL('../../snapshotter/main.ts', import.meta.url).pathname;
+const CODE = fileURLToPath(new URL('../../..', import.meta.url));
 /** A heap of this size keeps young objects short-lived; V8's default would let the agent grow by some 30 MiB. */
 const AGENT_FLAGS = ['--disable-warning=ExperimentalWarning', '--max-semi-space-size=4'];
 
@@ -24,6 +27,11 @@ export function command(): Command {
     .addOption(new Option('--data-dir <path>', SETTINGS.dataDir.help))
     .addOption(new Option('--socket <path>', SETTINGS.socket.help))
     .addOption(new Option('--containerd <path>', SETTINGS.containerd.help))
+    .option(
+      '--code <path>',
+      'folder of the version to run, or a link that leads to it: an upgrade follows it anew',
+      CODE,
+    )
     .option('--standby', 'keep a second agent loaded that takes over at once')
     .action((flags: Flags) => {
       const env = {
@@ -39,7 +47,7 @@ export function command(): Command {
         data: values.dataDir,
         transport: values.fuse,
         standby: flags.standby === true,
-        agent: [...AGENT_FLAGS, AGENT],
+        agent: [...AGENT_FLAGS, join(flags.code ?? CODE, 'services/snapshotter/main.ts')],
       });
       runKeeper(args, keeperEnvironment(values.dataDir, env));
     });
