@@ -488,9 +488,6 @@ export interface ContainerStatus {
   id: string;
   metadata: ContainerMetadata | undefined;
   state: ContainerState;
-  createdAt: number;
-  startedAt: number;
-  finishedAt: number;
   exitCode: number;
   image: ImageSpec | undefined;
   imageRef: string;
@@ -4145,9 +4142,6 @@ function createBaseContainerStatus(): ContainerStatus {
     id: "",
     metadata: undefined,
     state: 0,
-    createdAt: 0,
-    startedAt: 0,
-    finishedAt: 0,
     exitCode: 0,
     image: undefined,
     imageRef: "",
@@ -4172,15 +4166,6 @@ export const ContainerStatus: MessageFns<ContainerStatus> = {
     }
     if (message.state !== 0) {
       writer.uint32(24).int32(message.state);
-    }
-    if (message.createdAt !== 0) {
-      writer.uint32(32).int64(message.createdAt);
-    }
-    if (message.startedAt !== 0) {
-      writer.uint32(40).int64(message.startedAt);
-    }
-    if (message.finishedAt !== 0) {
-      writer.uint32(48).int64(message.finishedAt);
     }
     if (message.exitCode !== 0) {
       writer.uint32(56).int32(message.exitCode);
@@ -4253,30 +4238,6 @@ export const ContainerStatus: MessageFns<ContainerStatus> = {
             }
 
             message.state = reader.int32() as any;
-            continue;
-          }
-          case 4: {
-            if (tag !== 32) {
-              break;
-            }
-
-            message.createdAt = longToNumber(reader.int64());
-            continue;
-          }
-          case 5: {
-            if (tag !== 40) {
-              break;
-            }
-
-            message.startedAt = longToNumber(reader.int64());
-            continue;
-          }
-          case 6: {
-            if (tag !== 48) {
-              break;
-            }
-
-            message.finishedAt = longToNumber(reader.int64());
             continue;
           }
           case 7: {
@@ -4395,9 +4356,6 @@ export const ContainerStatus: MessageFns<ContainerStatus> = {
       ? ContainerMetadata.fromPartial(object.metadata)
       : undefined;
     message.state = object.state ?? 0;
-    message.createdAt = object.createdAt ?? 0;
-    message.startedAt = object.startedAt ?? 0;
-    message.finishedAt = object.finishedAt ?? 0;
     message.exitCode = object.exitCode ?? 0;
     message.image = (object.image !== undefined && object.image !== null)
       ? ImageSpec.fromPartial(object.image)
