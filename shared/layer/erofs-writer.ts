@@ -1,5 +1,6 @@
 import { encodeXattrs, xattrCount } from './erofs-xattrs.ts';
 import { attributesOf, type InodeAttributes } from './inode-attributes.ts';
+import { LAYER_LIMITS, LayerError } from './layer-index.ts';
 import { isDirectory, type InodeType, type LayerDirectory, type LayerInode } from './layer-inode.ts';
 
 export const EROFS_BLOCK_BYTES = 4096;
@@ -207,6 +208,13 @@ class Layout {
       position = next;
     }
     this.end = position + slots;
+    // Entries may share large xattrs in the index; here each has its own.
+    if (this.end + this.blocks * BLOCK > LAYER_LIMITS.indexBytes) {
+      throw new LayerError(
+        'too-large',
+        `Cannot take a layer with more than ${LAYER_LIMITS.indexBytes} bytes of metadata`,
+      );
+    }
     return position;
   }
 }

@@ -1,0 +1,125 @@
+import { createHash } from 'node:crypto';
+import { constants, zstdCompressSync, zstdDecompressSync } from 'node:zlib';
+import { bytesOf, type Digest, digestOfHex } from '#shared/digest/digest.ts';
+import { decodeEntries, encodeEntries } from './entry-columns.ts';
+import { LAYER_LIMITS, LayerError, type LayerFormat, type LayerIndex } from './layer-index.ts';
+import { decodeSpans, encodeSpans } from './span-columns.ts';
+import { VarintReader } from './varint-reader.ts';
+import { VarintWriter } from './varint-writer.ts';
+
+const MAGIC = Buffer.from('KNDLIDX\0', 'latin1');
+export const INDEX_VERSION = 1;
+const HEADER_BYTES = 64;
+const TRAILER_BYTES = 32;
+/** Good ratio at some 20 MB/s; part of the format, for the same index must give the same bytes. */
+const LEVEL = 12;
+const FORMATS: readonly LayerFormat[] = ['estargz', 'zstd-chunked', 'gzip', 'zstd', 'tar'];
+
+/**
+ * The index as one file, little-endian. The same index gives the same bytes wherever zstd is of the same version.
+ *
+ *   0  magic[8]   8 u32 version   12 u32 bytes of the body, 16 u32 compressed   20 u32 bytes of the windows, 24 u32 compressed
+ *  28  u32 zero   32 layer digest[32]   64 body, a zstd frame   then the windows, a zstd frame (none where there are none)
+ *  then sha256[32] of all before it
+ *
+ * The body: varints of format, blob size and priority spans, 0 or 1 and the diff ID's 32 bytes, then the columns of entries
+ * (`entry-columns.ts`) and of spans (`span-columns.ts`).
+ *
+ * @throws LayerError `malformed` when the index contradicts itself, `too-large`.
+ */
+export function encodeLayerIndex(index: LayerIndex): Buffer {
+  const out = new VarintWriter();
+  out.whole(FORMATS.indexOf(index.format));
+  out.whole(index.blobSize);
+  out.whole(index.prioritySpans);
+  out.whole(index.diffId === undefined ? 0 : 1);
+  if (index.diffId !== undefined) out.bytes(bytesOf(index.diffId));
+  encodeEntries(index.entries, out);
+  const windows = Buffer.concat(encodeSpans(index.spans, out));
+  checkSize(out.length + windows.length);
+  const body = compressed(out.written);
+  const packed = windows.length === 0 ? windows : compressed(windows);
+  const header = Buffer.alloc(HEADER_BYTES);
+  MAGIC.copy(header, 0);
+  [INDEX_VERSION, out.length, body.length, windows.length, packed.length].forEach((word, i) =>
+    header.writeUInt32LE(word, 8 + 4 * i),
+  );
+  bytesOf(index.layer).copy(header, 32);
+  const file = Buffer.concat([header, body, packed, Buffer.alloc(TRAILER_BYTES)]);
+  hashOf(file).copy(file, file.length - TRAILER_BYTES);
+  return file;
+}
+
+/**
+ * The index in `bytes`, which must not change afterwards. Its structure is sound and within LAYER_LIMITS; that its numbers
+ * agree with each other is checked where the layer image is built.
+ *
+ * @throws LayerError `digest-mismatch` when the bytes were changed or describe another layer, `unsupported` for another
+ * version, `malformed`, `too-large`.
+ */
+export function decodeLayerIndex(bytes: Uint8Array, expectedLayer: Digest): LayerIndex {
+  const file = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length);
+  if (file.length < HEADER_BYTES + TRAILER_BYTES || !file.subarray(0, 8).equals(MAGIC)) {
+    throw new LayerError('malformed', `Cannot read the index of ${expectedLayer}: it is not a layer index`);
+  }
+  const word = (i: number) => file.readUInt32LE(8 + 4 * i);
+  const [version, bodyBytes, bodyPacked, windowBytes, windowsPacked] = [word(0), word(1), word(2), word(3), word(4)];
+  if (version !== INDEX_VERSION) {
+    throw new LayerError('unsupported', `Cannot read the index of ${expectedLayer}: version ${version}`);
+  }
+  if (!hashOf(file).equals(file.subarray(file.length - TRAILER_BYTES))) {
+    throw new LayerError('digest-mismatch', `Cannot read the index of ${expectedLayer}: its bytes were changed`);
+  }
+  const layer = digestOfHex(file.toString('hex', 32, 64));
+  if (layer !== expectedLayer) {
+    throw new LayerError('digest-mismatch', `Cannot use the index: it is of ${layer}, not of ${expectedLayer}`);
+  }
+  if (HEADER_BYTES + bodyPacked + windowsPacked + TRAILER_BYTES !== file.length) {
+    throw new LayerError('malformed', `Cannot read the index of ${layer}: its lengths do not add up`);
+  }
+  checkSize(bodyBytes + windowBytes);
+  const windowsAt = HEADER_BYTES + bodyPacked;
+  const body = new VarintReader(decompressed(file.subarray(HEADER_BYTES, windowsAt), bodyBytes, layer));
+  const packed = file.subarray(windowsAt, windowsAt + windowsPacked);
+  const windows = windowBytes === 0 ? packed : decompressed(packed, windowBytes, layer);
+  const format = FORMATS[body.whole()];
+  if (format === undefined) throw new LayerError('unsupported', `Cannot read the index of ${layer}: unknown format`);
+  const blobSize = body.whole();
+  const prioritySpans = body.whole();
+  const diffId = body.whole() === 0 ? undefined : digestOfHex(body.bytes(32).toString('hex'));
+  const entries = decodeEntries(body);
+  const spans = decodeSpans(body, new VarintReader(windows));
+  if (body.left > 0) throw new LayerError('malformed', `Cannot read the index of ${layer}: something follows it`);
+  return { layer, blobSize, diffId, format, entries, spans, prioritySpans };
+}
+
+function hashOf(file: Buffer): Buffer {
+  return createHash('sha256')
+    .update(file.subarray(0, file.length - TRAILER_BYTES))
+    .digest();
+}
+
+function compressed(bytes: Buffer): Buffer {
+  return zstdCompressSync(bytes, { params: { [constants.ZSTD_c_compressionLevel]: LEVEL } });
+}
+
+function decompressed(frame: Buffer, length: number, layer: Digest): Buffer {
+  let bytes: Buffer;
+  try {
+    bytes = zstdDecompressSync(frame, { maxOutputLength: Math.max(length, 1), chunkSize: Math.max(length, 1024) });
+  } catch (cause) {
+    throw new LayerError('malformed', `Cannot read the index of ${layer}: it does not decompress to its length`, {
+      cause,
+    });
+  }
+  if (bytes.length !== length) {
+    throw new LayerError('malformed', `Cannot read the index of ${layer}: ${bytes.length} bytes, not ${length}`);
+  }
+  return bytes;
+}
+
+function checkSize(bytes: number): void {
+  if (bytes > LAYER_LIMITS.indexBytes) {
+    throw new LayerError('too-large', `Cannot take an index of ${bytes} bytes: ${LAYER_LIMITS.indexBytes} at most`);
+  }
+}
