@@ -1,0 +1,99 @@
+import { hexOf } from '#shared/digest/digest.ts';
+import type { Claims } from '#shared/bus/bus.ts';
+import { pause } from '#shared/bus/deadline.ts';
+import type { IndexedLayer } from '#shared/events/image-events.ts';
+import type { ClusterIndexes } from '#shared/indexes/cluster-indexes.ts';
+import { LayerError } from '#shared/layer/layer-index.ts';
+import type { Descriptor } from '#shared/registry/manifest.ts';
+import type { Logger } from '#shared/telemetry/logger.ts';
+import type { BuildIndex } from './index-build.ts';
+import type { IndexerMetrics } from './indexer-metrics.ts';
+import type { Slots } from './slots.ts';
+
+/** How long another's work on a layer is waited for before the event is given back to the queue. */
+const WAIT_MS = 15 * 60 * 1000;
+const LOOK_MS = 500;
+const MAX_LOOK_MS = 5_000;
+
+export interface LayerIndexerDeps {
+  readonly indexes: ClusterIndexes;
+  readonly claims: Claims;
+  readonly build: BuildIndex;
+  readonly slots: Slots;
+  readonly metrics: IndexerMetrics;
+  readonly logger: Logger;
+}
+
+/** Sees to it that the cluster has a layer's index; of all indexers one builds it. */
+export class LayerIndexer {
+  readonly #deps: LayerIndexerDeps;
+
+  constructor(deps: LayerIndexerDeps) {
+    this.#deps = deps;
+  }
+
+  /** @throws RegistryError, BusError, LayerError `digest-mismatch`: another attempt may go better */
+  async index(repository: string, layer: Descriptor, signal: AbortSignal): Promise<IndexedLayer> {
+    const { indexes, claims, metrics } = this.#deps;
+    const until = performance.now() + WAIT_MS;
+    for (let look = LOOK_MS; ; look = Math.min(MAX_LOOK_MS, look * 2)) {
+      if (await indexes.has(layer.digest, signal)) {
+        metrics.layers.inc({ outcome: 'present' });
+        return { layer: layer.digest, sizeBytes: layer.size, state: 'indexed' };
+      }
+      const claim = await claims.claim(`index-${hexOf(layer.digest)}`, signal);
+      if (claim) {
+        await using _held = claim;
+        // Between the look and the claim another may have finished it.
+        if (await indexes.has(layer.digest, signal)) continue;
+        // A claim that is lost does not end the work: at worst two publish the same bytes.
+        return await this.#build(repository, layer, signal);
+      }
+      if (performance.now() > until)
+        throw new Error(`Another indexer has worked on ${layer.digest} for ${WAIT_MS / 60_000} minutes`);
+      await pause(look, signal);
+      signal.throwIfAborted();
+    }
+  }
+
+  async #build(repository: string, layer: Descriptor, signal: AbortSignal): Promise<IndexedLayer> {
+    const { indexes, slots, metrics, logger } = this.#deps;
+    const started = performance.now();
+    try {
+      const built = await slots.use(signal, async () => await this.#deps.build(repository, layer, {}, signal));
+      await indexes.publish(layer.digest, built.bytes, signal);
+      const seconds = (performance.now() - started) / 1000;
+      metrics.layers.inc({ outcome: 'built' });
+      metrics.seconds.observe(seconds);
+      metrics.layerBytes.inc(layer.size);
+      metrics.indexBytes.inc(built.bytes.length);
+      logger.info(
+        {
+          layer: layer.digest,
+          repository,
+          format: built.format,
+          spans: built.spans,
+          layerBytes: layer.size,
+          indexBytes: built.bytes.length,
+          seconds,
+        },
+        'built an index',
+      );
+      return { layer: layer.digest, sizeBytes: layer.size, state: 'indexed', format: built.format };
+    } catch (error) {
+      if (!(error instanceof LayerError) || error.code === 'digest-mismatch') {
+        metrics.layers.inc({ outcome: 'failed' });
+        throw error;
+      }
+      // The blob is what it claims to be and will never be otherwise: it is pulled whole, and that is said.
+      metrics.layers.inc({ outcome: 'not-lazy' });
+      logger.warn({ layer: layer.digest, repository, err: error }, 'a layer cannot be lazy');
+      return {
+        layer: layer.digest,
+        sizeBytes: layer.size,
+        state: 'not-lazy',
+        reason: `${error.code}: ${error.message}`.slice(0, 600),
+      };
+    }
+  }
+}

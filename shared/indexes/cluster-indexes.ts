@@ -1,0 +1,38 @@
+import type { ObjectStore } from '#shared/bus/bus.ts';
+import { hexOf, type Digest } from '#shared/digest/digest.ts';
+import type { IndexRequest, IndexSource } from './index-source.ts';
+
+/**
+ * Layer indexes in the cluster's object store. Who may write there may redefine layers: the credentials of NATS are the
+ * guard.
+ */
+export class ClusterIndexes implements IndexSource {
+  readonly #objects: ObjectStore;
+
+  constructor(objects: ObjectStore) {
+    this.#objects = objects;
+  }
+
+  async find(request: Pick<IndexRequest, 'layer'>, signal: AbortSignal): Promise<Uint8Array | undefined> {
+    return await this.#objects.get(nameOf(request.layer), signal);
+  }
+
+  async has(layer: Digest, signal: AbortSignal): Promise<boolean> {
+    return await this.#objects.has(nameOf(layer), signal);
+  }
+
+  /** An index is the same whoever builds it: one that is there already stays. */
+  async publish(layer: Digest, index: Uint8Array, signal: AbortSignal): Promise<void> {
+    await this.#objects.put(nameOf(layer), index, signal);
+  }
+
+  /** For one that proved damaged; the next event builds it anew. */
+  async discard(layer: Digest, signal: AbortSignal): Promise<void> {
+    await this.#objects.remove(nameOf(layer), signal);
+  }
+}
+
+/** With the version of the encoding: old and new agents may run side by side. */
+function nameOf(layer: Digest): string {
+  return `index-v1.${hexOf(layer)}`;
+}

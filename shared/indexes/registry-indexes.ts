@@ -1,0 +1,116 @@
+import type { Digest } from '#shared/digest/digest.ts';
+import type { AllowedRepositories } from '#shared/registry/allowed-repositories.ts';
+import type { Descriptor } from '#shared/registry/manifest.ts';
+import type { RegistryClient } from '#shared/registry/registry-client.ts';
+import type { IndexRequest, IndexSource } from './index-source.ts';
+
+/** Type of the artifact that refers to an image manifest, and of each of its blobs: one encoded index per layer. */
+export const INDEX_ARTIFACT_TYPE = 'application/vnd.kindling.layer-index.v1';
+/** On each blob: the digest of the layer it describes. */
+export const LAYER_ANNOTATION = 'io.kindling.layer';
+
+const LIMITS = {
+  /** Artifacts of one image that are looked into; more than a few is somebody's mistake or malice. */
+  artifacts: 4,
+  /** Bytes of one index. */
+  indexBytes: 256 * 1024 * 1024,
+  /** Images whose artifacts are remembered, and for how long: all layers of an image ask within moments. */
+  remembered: 256,
+  rememberedMs: 60_000,
+} as const;
+
+type Client = Pick<RegistryClient, 'referrers' | 'manifest' | 'blob' | 'putArtifact'>;
+
+/**
+ * Layer indexes beside the image in its registry: they outlive the cluster and travel with a mirror.
+ *
+ * Layers are shared by digest over all images, and an index says what a layer holds. Whoever can push to a repository could so
+ * redefine a layer that other images use: only repositories that the operator trusts are asked.
+ */
+export class RegistryIndexes implements IndexSource {
+  readonly #client: Client;
+  readonly #trusted: AllowedRepositories;
+  readonly #now: () => number;
+  readonly #known = new Map<
+    string,
+    { readonly at: number; readonly blobs: Promise<ReadonlyMap<string, Descriptor>> }
+  >();
+
+  constructor(client: Client, trusted: AllowedRepositories, now: () => number = Date.now) {
+    this.#client = client;
+    this.#trusted = trusted;
+    this.#now = now;
+  }
+
+  async find(request: IndexRequest, signal: AbortSignal): Promise<Uint8Array | undefined> {
+    const { repository, manifest, layer } = request;
+    if (manifest === undefined || !this.#trusted.allows(repository)) return undefined;
+    const blob = (await this.#blobsOf(repository, manifest)).get(layer);
+    if (blob === undefined) return undefined;
+    return await this.#client.blob(repository, blob, signal, { maxBytes: LIMITS.indexBytes });
+  }
+
+  /** @returns whether it was not there yet. */
+  async publish(
+    repository: string,
+    subject: Descriptor,
+    indexes: readonly { readonly layer: Digest; readonly bytes: Uint8Array }[],
+    signal: AbortSignal,
+  ): Promise<boolean> {
+    const there = await this.#look(repository, subject.digest, signal);
+    if (indexes.every(({ layer }) => there.has(layer))) return false;
+    await this.#client.putArtifact(
+      repository,
+      {
+        artifactType: INDEX_ARTIFACT_TYPE,
+        subject,
+        blobs: indexes.map(({ layer, bytes }) => ({
+          mediaType: INDEX_ARTIFACT_TYPE,
+          bytes,
+          annotations: { [LAYER_ANNOTATION]: layer },
+        })),
+      },
+      signal,
+    );
+    this.#known.delete(keyOf(repository, subject.digest));
+    return true;
+  }
+
+  #blobsOf(repository: string, manifest: Digest): Promise<ReadonlyMap<string, Descriptor>> {
+    const key = keyOf(repository, manifest);
+    const known = this.#known.get(key);
+    if (known && this.#now() - known.at < LIMITS.rememberedMs) return known.blobs;
+    // Shared by all who wait: nobody's own signal may end it. The client's bounds do.
+    const blobs = this.#look(repository, manifest, new AbortController().signal);
+    blobs.catch(() => this.#known.delete(key));
+    for (const oldest of this.#known.keys()) {
+      if (this.#known.size < LIMITS.remembered) break;
+      this.#known.delete(oldest);
+    }
+    this.#known.delete(key);
+    this.#known.set(key, { at: this.#now(), blobs });
+    return blobs;
+  }
+
+  async #look(repository: string, subject: Digest, signal: AbortSignal): Promise<ReadonlyMap<string, Descriptor>> {
+    const found = new Map<string, Descriptor>();
+    const artifacts = await this.#client.referrers(repository, subject, INDEX_ARTIFACT_TYPE, signal);
+    // The newest stand last; a later one replaces.
+    for (const { digest } of artifacts.slice(-LIMITS.artifacts)) {
+      const [host, ...path] = repository.split('/');
+      const reference = { host: host ?? '', path: path.join('/'), repository, tag: undefined, digest };
+      const { parsed } = await this.#client.manifest(reference, signal);
+      if (parsed.kind !== 'image' || parsed.artifactType !== INDEX_ARTIFACT_TYPE || parsed.subject?.digest !== subject)
+        continue;
+      for (const blob of parsed.layers) {
+        const layer = blob.annotations?.[LAYER_ANNOTATION];
+        if (layer !== undefined && blob.mediaType === INDEX_ARTIFACT_TYPE) found.set(layer, blob);
+      }
+    }
+    return found;
+  }
+}
+
+function keyOf(repository: string, manifest: Digest): string {
+  return `${repository}@${manifest}`;
+}
