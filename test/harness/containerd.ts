@@ -135,16 +135,23 @@ export class TestContainerd implements AsyncDisposable {
     const key = `view-${++this.#containers}-${process.pid}`;
     const snapshots = ['snapshots', '--snapshotter', snapshotter];
     await mkdir(target, { recursive: true });
-    await this.ctr([...snapshots, 'view', key, chainId], signal);
-    const command = await this.ctr([...snapshots, 'mounts', target, key], signal);
-    await runTool('sh', ['-euc', command], signal);
+    for (let attempt = 1; ; attempt++) {
+      try {
+        await this.ctr([...snapshots, 'view', key, chainId], signal);
+        // `ctr` gives a view no root for the garbage collector, which may be quicker than this label.
+        await this.ctr([...snapshots, 'label', key, 'containerd.io/gc.root=test'], signal);
+        const command = await this.ctr([...snapshots, 'mounts', target, key], signal);
+        await runTool('sh', ['-euc', command], signal);
+        break;
+      } catch (error) {
+        const collected = error instanceof Error && error.message.includes(key) && error.message.includes('not found');
+        if (!collected || attempt === 5) throw error;
+      }
+    }
     return {
       [Symbol.asyncDispose]: async () => {
         await unmountBelow(target);
-        // `ctr` gives a view no root for the garbage collector, which may have been quicker.
-        await this.ctr([...snapshots, 'remove', key], AbortSignal.timeout(CTR_TIMEOUT_MS)).catch((error: Error) => {
-          if (!error.message.includes('not found')) throw error;
-        });
+        await this.ctr([...snapshots, 'remove', key], AbortSignal.timeout(CTR_TIMEOUT_MS));
       },
     };
   }

@@ -85,7 +85,7 @@ export class TestKindling implements AsyncDisposable {
     for (;;) {
       signal.throwIfAborted();
       const pid = await this.agentPid();
-      if (pid !== undefined && pid !== old && (await isListening({ path: this.socket }))) return;
+      if (pid !== undefined && pid !== old && (await isListening({ path: this.controlSocket }))) return;
       await sleep(20);
     }
   }
@@ -179,6 +179,7 @@ async function startKeeper(options: KindlingOptions, signal: AbortSignal): Promi
       args: keeperCommand({
         mount: `${data}/fuse`,
         data,
+        socket,
         agent: ['--disable-warning=ExperimentalWarning', '--max-semi-space-size=4', AGENT],
       }),
       env: {
@@ -190,7 +191,8 @@ async function startKeeper(options: KindlingOptions, signal: AbortSignal): Promi
         KINDLING_NAMESPACE: 'test',
         ...options.env,
       },
-      ready: async () => await isListening({ path: socket }),
+      // The keeper holds the snapshots socket: only the agent's own tells that it serves.
+      ready: async () => await isListening({ path: control }),
       stopTimeoutMs: 25_000,
     },
     signal,
