@@ -100,7 +100,10 @@ export async function runAgent(
   closing.defer(() => snapshots.close());
 
   await snapshots.start(signal);
-  const server = await SnapshotServer.listen(snapshots, values.socket, logger);
+  const server =
+    link?.heldSocket === values.socket
+      ? SnapshotServer.accept(snapshots, link, logger)
+      : await SnapshotServer.listen(snapshots, values.socket, logger);
   closing.defer(() => server.close());
 
   let ready = true;

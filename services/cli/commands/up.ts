@@ -45,6 +45,7 @@ export function command(): Command {
       const args = keeperCommand({
         mount: fuseDirOf(values.dataDir),
         data: values.dataDir,
+        socket: values.socket,
         transport: values.fuse,
         standby: flags.standby === true,
         agent: [...AGENT_FLAGS, join(flags.code ?? CODE, 'services/snapshotter/main.ts')],

@@ -1,4 +1,5 @@
 import { spawn } from 'node:child_process';
+import type { Socket } from 'node:net';
 import { readFile, realpath } from 'node:fs/promises';
 import type { ToAgent, ToKeeper } from './keeper-link.ts';
 import type { LogRelay } from './log-relay.ts';
@@ -21,6 +22,8 @@ export interface AgentProcess {
   ready(timeoutMs: number): Promise<boolean>;
   readonly ended: Promise<AgentEnd>;
   go(): void;
+  /** Hands a connection on; false when it has ended, or is about to. */
+  take(socket: Socket): boolean;
   /** SIGTERM, and after `timeoutMs` SIGKILL. Settles at its end. */
   stop(timeoutMs: number): Promise<void>;
   kill(): void;
@@ -38,6 +41,8 @@ export interface AgentStart {
   readonly script: string | undefined;
   readonly fuseFd: number | undefined;
   readonly mount: string;
+  /** Path of the socket whose connections it gets by `take`. */
+  readonly socket: string | undefined;
   /** Folder for the compiled modules of the agent. */
   readonly cache: string | undefined;
 }
@@ -64,6 +69,7 @@ export function startAgent(start: AgentStart & { readonly script: string }, log:
       ...process.env,
       KINDLING_KEEPER: mount,
       KINDLING_FUSE_FD: fuseFd === undefined ? '' : '3',
+      KINDLING_HELD_SOCKET: start.socket ?? '',
     },
   });
   const pid = child.pid ?? 0;
@@ -73,6 +79,7 @@ export function startAgent(start: AgentStart & { readonly script: string }, log:
   let isReady = false;
   let intended = false;
   let over = false;
+  let stopping = false;
   let heardAt = performance.now();
 
   child.stdout?.on('data', (part: Buffer) => log.write(part));
@@ -135,8 +142,14 @@ export function startAgent(start: AgentStart & { readonly script: string }, log:
     ready: async (timeoutMs) => await within(ready.promise, timeoutMs),
     ended: ended.promise,
     go: () => tell({ kind: 'go' }),
+    take(socket) {
+      if (over || stopping || !isReady || !child.connected) return false;
+      child.send({ kind: 'connection' } satisfies ToAgent, socket, {}, () => {});
+      return true;
+    },
     kill: () => void child.kill('SIGKILL'),
     async stop(timeoutMs) {
+      stopping = true;
       child.kill('SIGTERM');
       if (
         (await within(

@@ -7,6 +7,7 @@ describe("the keeper's arguments", () => {
     const options = {
       mount: '/run/kindling/layers',
       data: '/var/lib/kindling',
+      socket: '/run/kindling/snapshotter.sock',
       transport: 'device',
       standby: true,
       readyTimeoutMs: 500,

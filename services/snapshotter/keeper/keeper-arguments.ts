@@ -6,6 +6,8 @@ export interface KeeperOptions {
   readonly mount: string;
   /** Mounts below it that nobody uses are taken away at the end; the agent's compiled modules are kept in `compiled`. */
   readonly data: string | undefined;
+  /** Socket that is held open for the agent (see FrontDoor); undefined: the agent makes its own. */
+  readonly socket: string | undefined;
   readonly transport: 'auto' | 'device' | 'native';
   /** Keep a second agent loaded that takes over at once; costs the memory of an idle node. */
   readonly standby: boolean;
@@ -30,12 +32,13 @@ const NODE_FLAGS = ['--max-semi-space-size=1', '--max-old-space-size=24', '--dis
 export function keeperCommand(
   options: Pick<KeeperOptions, 'mount' | 'agent'> & Partial<Omit<KeeperOptions, 'mount' | 'agent'>>,
 ): readonly string[] {
-  const { mount, data, transport, standby, readyTimeoutMs, maxFailures, agent } = options;
+  const { mount, data, socket, transport, standby, readyTimeoutMs, maxFailures, agent } = options;
   return [
     ...NODE_FLAGS,
     new URL('keeper.ts', import.meta.url).pathname,
     `--mount=${mount}`,
     ...(data === undefined ? [] : [`--data=${data}`]),
+    ...(socket === undefined ? [] : [`--socket=${socket}`]),
     ...(transport === undefined ? [] : [`--transport=${transport}`]),
     ...(standby === true ? ['--standby'] : []),
     ...(readyTimeoutMs === undefined ? [] : [`--ready-timeout-ms=${readyTimeoutMs}`]),
@@ -60,6 +63,9 @@ export function parseKeeperArguments(args: readonly string[]): KeeperOptions {
   if (values.data !== undefined && !values.data.startsWith('/')) {
     throw new KeeperArgumentsError('--data=DIR must be an absolute path');
   }
+  if (values.socket !== undefined && !values.socket.startsWith('/')) {
+    throw new KeeperArgumentsError('--socket=PATH must be an absolute path');
+  }
   const transport = values.transport ?? 'auto';
   if (transport !== 'auto' && transport !== 'device' && transport !== 'native') {
     throw new KeeperArgumentsError(`--transport=${transport} is none of auto, device, native`);
@@ -72,6 +78,7 @@ export function parseKeeperArguments(args: readonly string[]): KeeperOptions {
   return {
     mount: clean(values.mount),
     data: values.data === undefined ? undefined : clean(values.data),
+    socket: values.socket,
     transport,
     standby: values.standby ?? false,
     readyTimeoutMs: positive('--ready-timeout-ms', values['ready-timeout-ms'], DEFAULTS.readyTimeoutMs),
@@ -88,6 +95,7 @@ function parse(args: readonly string[]) {
       options: {
         mount: { type: 'string' },
         data: { type: 'string' },
+        socket: { type: 'string' },
         transport: { type: 'string' },
         standby: { type: 'boolean' },
         'ready-timeout-ms': { type: 'string' },

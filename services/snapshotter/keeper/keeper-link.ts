@@ -1,4 +1,5 @@
 import { flushCompileCache } from 'node:module';
+import { Socket } from 'node:net';
 
 /** When the start is over and its work does not wait for this. */
 const FLUSH_AFTER_MS = 1000;
@@ -6,7 +7,7 @@ const FLUSH_AFTER_MS = 1000;
 /**
  * The agent's side of the keeper: node's IPC channel, JSON messages.
  *
- * keeper -> agent: `go` (serve now), `ping`.
+ * keeper -> agent: `go` (serve now), `ping`, `connection` (with a socket: see FrontDoor).
  * agent -> keeper: `loaded` (modules are there, waiting for `go`), `ready`, `bye` (ends by intent), `pong`.
  *
  * Between `loaded` and `go` an agent must not touch what the serving agent holds (sockets, database, mounts).
@@ -14,6 +15,10 @@ const FLUSH_AFTER_MS = 1000;
 export interface KeeperLink {
   /** `/dev/fuse`, already mounted on `directory`; undefined where the transport is `native`. */
   readonly fuse: { readonly fd: number; readonly directory: string } | undefined;
+  /** Socket that the keeper listens on in place of the agent; undefined: it does not. */
+  readonly heldSocket: string | undefined;
+  /** Where connections to the held socket go; they come only after `ready`. */
+  onConnection(handler: (socket: Socket) => void): void;
   /** Says `loaded` and waits until this agent is to serve. */
   waitForGo(signal: AbortSignal): Promise<void>;
   /** Serving: FUSE and the snapshots socket answer. */
@@ -27,7 +32,7 @@ export interface KeeperLink {
   leave(): Promise<never>;
 }
 
-export type ToAgent = { readonly kind: 'go' } | { readonly kind: 'ping' };
+export type ToAgent = { readonly kind: 'go' | 'ping' | 'connection' };
 export type ToKeeper = { readonly kind: 'loaded' | 'ready' | 'bye' | 'pong' };
 
 /** Undefined when no keeper started this process. */
@@ -44,13 +49,19 @@ export function connectKeeper(env: Readonly<Record<string, string | undefined>> 
       process.send({ kind } satisfies ToKeeper, undefined, undefined, () => resolve());
     });
   };
-  process.on('message', (message: ToAgent) => {
+  let connection = (socket: Socket): void => void socket.destroy();
+  process.on('message', (message: ToAgent, handle: unknown) => {
     if (message.kind === 'go') go.resolve();
     else if (message.kind === 'ping') void tell('pong');
+    else if (handle instanceof Socket) connection(handle);
   });
   process.once('disconnect', () => lost.abort(new Error('The keeper is gone')));
   return {
     fuse: fd > 2 ? { fd, directory } : undefined,
+    heldSocket: env['KINDLING_HELD_SOCKET'] || undefined,
+    onConnection(handler) {
+      connection = handler;
+    },
     lost: lost.signal,
     async waitForGo(signal) {
       await tell('loaded');

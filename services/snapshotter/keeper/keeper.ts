@@ -13,6 +13,7 @@ import { chooseTransport } from '../fuse/choose.ts';
 import { mountDevice } from '../fuse/device-mount.ts';
 import { currentScript, startAgent, type AgentEnd, type AgentProcess } from './agent-process.ts';
 import { parseKeeperArguments, type KeeperOptions } from './keeper-arguments.ts';
+import { FrontDoor } from './front-door.ts';
 import { createLogRelay, type LogRelay } from './log-relay.ts';
 import { abortSession, clearStale, dependentsOf, unmountIdle, unmountSession } from './session-mount.ts';
 
@@ -36,6 +37,7 @@ async function keep(options: KeeperOptions, log: LogRelay): Promise<number> {
   if (stale.mounts + stale.agents > 0) log.say('warn', 'Cleared what an earlier keeper left', stale);
   const transport = await chooseTransport(options.transport);
   const device = transport === 'device' ? await mountDevice(options.mount) : undefined;
+  const door = options.socket === undefined ? undefined : await FrontDoor.open(options.socket);
   log.say('info', 'Keeping the session', { mount: options.mount, transport });
 
   let active: AgentProcess | undefined;
@@ -50,7 +52,14 @@ async function keep(options: KeeperOptions, log: LogRelay): Promise<number> {
   const start = (from: string): AgentProcess => {
     const cache = options.data === undefined ? undefined : `${options.data}/compiled`;
     return startAgent(
-      { nodeArguments: options.agent, script: from, fuseFd: device?.fd, mount: options.mount, cache },
+      {
+        nodeArguments: options.agent,
+        script: from,
+        fuseFd: device?.fd,
+        mount: options.mount,
+        socket: options.socket,
+        cache,
+      },
       log,
     );
   };
@@ -103,6 +112,7 @@ async function keep(options: KeeperOptions, log: LogRelay): Promise<number> {
       let end: AgentEnd | undefined;
       if (ready) {
         failures = 0;
+        door?.lead(agent);
         log.say('info', 'The agent serves', {
           agent: agent.pid,
           script: agent.script,
@@ -111,6 +121,7 @@ async function keep(options: KeeperOptions, log: LogRelay): Promise<number> {
         const proven = setTimeout(() => (good = agent.script), PROBATION_MS);
         const warm = options.standby ? setTimeout(warmUp, STANDBY_AFTER_MS, agent.script) : undefined;
         end = await agent.ended;
+        door?.lead(undefined);
         clearTimeout(proven);
         clearTimeout(warm);
       } else {
@@ -192,6 +203,7 @@ async function keep(options: KeeperOptions, log: LogRelay): Promise<number> {
     await unmountSession(options.mount, true);
   }
   await ending;
+  await door?.close();
   await device?.close();
   return code;
 }

@@ -1,4 +1,5 @@
 import { chmod, lstat, mkdir, rename, rm } from 'node:fs/promises';
+import type { Socket } from 'node:net';
 import { dirname } from 'node:path';
 import {
   Server,
@@ -36,16 +37,28 @@ const KINDS: Readonly<Record<SnapshotKind, Kind>> = {
   committed: Kind.COMMITTED,
 };
 
+/** Where connections come from that we did not accept ourselves. */
+export interface Connections {
+  onConnection(handler: (socket: Socket) => void): void;
+}
+
 /** containerd's snapshots API on a unix socket. */
 export class SnapshotServer {
   readonly #server: Server;
-  readonly #address: string;
-  readonly #inode: number;
+  /** Socket of our own, to be removed at the end. */
+  readonly #socket: { readonly path: string; readonly inode: number } | undefined;
 
-  private constructor(server: Server, address: string, inode: number) {
+  private constructor(server: Server, socket?: { readonly path: string; readonly inode: number }) {
     this.#server = server;
-    this.#address = address;
-    this.#inode = inode;
+    this.#socket = socket;
+  }
+
+  /** Serves connections that somebody else accepts: the keeper, which outlives us. */
+  static accept(service: SnapshotService, connections: Connections, logger: Logger): SnapshotServer {
+    const server = newServer(service, logger);
+    const injector = server.createConnectionInjector(ServerCredentials.createInsecure());
+    connections.onConnection((socket) => injector.injectConnection(socket));
+    return new SnapshotServer(server);
   }
 
   /**
@@ -53,11 +66,7 @@ export class SnapshotServer {
    * for seconds after it once found none.
    */
   static async listen(service: SnapshotService, address: string, logger: Logger): Promise<SnapshotServer> {
-    const server = new Server({
-      'grpc.max_receive_message_length': MAX_MESSAGE_BYTES,
-      'grpc.max_send_message_length': MAX_MESSAGE_BYTES,
-    });
-    server.addService(SnapshotsService, handlers(service, logger));
+    const server = newServer(service, logger);
     await mkdir(dirname(address), { recursive: true });
     const fresh = `${address}.${process.pid}`;
     await rm(fresh, { force: true });
@@ -71,7 +80,7 @@ export class SnapshotServer {
     await chmod(fresh, 0o600);
     const { ino } = await lstat(fresh);
     await rename(fresh, address);
-    return new SnapshotServer(server, address, ino);
+    return new SnapshotServer(server, { path: address, inode: ino });
   }
 
   /** Lets running calls end; the socket goes away unless another server has taken its place. */
@@ -79,9 +88,20 @@ export class SnapshotServer {
     const timer = setTimeout(() => this.#server.forceShutdown(), DRAIN_MS);
     await new Promise<void>((resolve) => this.#server.tryShutdown(() => resolve()));
     clearTimeout(timer);
-    const here = await lstat(this.#address).catch(() => undefined);
-    if (here?.ino === this.#inode) await rm(this.#address, { force: true });
+    if (this.#socket === undefined) return;
+    const { path, inode } = this.#socket;
+    const here = await lstat(path).catch(() => undefined);
+    if (here?.ino === inode) await rm(path, { force: true });
   }
+}
+
+function newServer(service: SnapshotService, logger: Logger): Server {
+  const server = new Server({
+    'grpc.max_receive_message_length': MAX_MESSAGE_BYTES,
+    'grpc.max_send_message_length': MAX_MESSAGE_BYTES,
+  });
+  server.addService(SnapshotsService, handlers(service, logger));
+  return server;
 }
 
 function handlers(service: SnapshotService, logger: Logger): SnapshotsServer {
