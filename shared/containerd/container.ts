@@ -27,6 +27,8 @@ export interface RunContainerOptions {
   readonly labels?: Readonly<Record<string, string>>;
   /** Told as each stage is behind us, for a waterfall. */
   readonly onStage?: (stage: 'snapshot' | 'container' | 'task' | 'started') => void;
+  /** Told the first process when its root is mounted and the image's program does not run yet. */
+  readonly onCreated?: (pid: number) => void;
 }
 
 export interface ContainerExit {
@@ -147,6 +149,7 @@ export async function runContainer(
       await client.unary(TasksService.delete, { containerId: id }, cleanup);
     });
     options.onStage?.('task');
+    options.onCreated?.(created.pid);
     // Waiting is asked for before the start, so that no exit is missed. It ends with the container, or with the client.
     const exited = client
       .unary(TasksService.wait, { containerId: id, execId: '' }, new AbortController().signal)
