@@ -34,21 +34,25 @@ export class LayerIndexer {
 
   /** @throws RegistryError, BusError, LayerError `digest-mismatch`: another attempt may go better */
   async index(repository: string, layer: Descriptor, signal: AbortSignal): Promise<IndexedLayer> {
-    const { indexes, claims, metrics } = this.#deps;
+    const { indexes, claims, slots, metrics } = this.#deps;
     const until = performance.now() + WAIT_MS;
     for (let look = LOOK_MS; ; look = Math.min(MAX_LOOK_MS, look * 2)) {
       if (await indexes.has(layer.digest, signal)) {
         metrics.layers.inc({ outcome: 'present' });
         return { layer: layer.digest, sizeBytes: layer.size, state: 'indexed' };
       }
-      const claim = await claims.claim(`index-${hexOf(layer.digest)}`, signal);
-      if (claim) {
+      // The slot first: a claim that waits for a slot would keep idle indexers from the layer.
+      const built = await slots.use(signal, async () => {
+        const claim = await claims.claim(`index-${hexOf(layer.digest)}`, signal);
+        if (!claim) return undefined;
         await using _held = claim;
         // Between the look and the claim another may have finished it.
-        if (await indexes.has(layer.digest, signal)) continue;
+        if (await indexes.has(layer.digest, signal)) return undefined;
         // A claim that is lost does not end the work: at worst two publish the same bytes.
         return await this.#build(repository, layer, signal);
-      }
+      });
+      if (built) return built;
+      if (await indexes.has(layer.digest, signal)) continue;
       if (performance.now() > until)
         throw new Error(`Another indexer has worked on ${layer.digest} for ${WAIT_MS / 60_000} minutes`);
       await pause(look, signal);
@@ -57,10 +61,10 @@ export class LayerIndexer {
   }
 
   async #build(repository: string, layer: Descriptor, signal: AbortSignal): Promise<IndexedLayer> {
-    const { indexes, slots, metrics, logger } = this.#deps;
+    const { indexes, metrics, logger } = this.#deps;
     const started = performance.now();
     try {
-      const built = await slots.use(signal, async () => await this.#deps.build(repository, layer, {}, signal));
+      const built = await this.#deps.build(repository, layer, {}, signal);
       await indexes.publish(layer.digest, built.bytes, signal);
       const seconds = (performance.now() - started) / 1000;
       metrics.layers.inc({ outcome: 'built' });

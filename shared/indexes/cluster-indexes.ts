@@ -1,5 +1,6 @@
 import type { ObjectStore } from '#shared/bus/bus.ts';
 import { hexOf, type Digest } from '#shared/digest/digest.ts';
+import { INDEX_VERSION } from '#shared/layer/index-codec.ts';
 import type { IndexRequest, IndexSource } from './index-source.ts';
 
 /**
@@ -34,5 +35,5 @@ export class ClusterIndexes implements IndexSource {
 
 /** With the version of the encoding: old and new agents may run side by side. */
 function nameOf(layer: Digest): string {
-  return `index-v1.${hexOf(layer)}`;
+  return `index-v${INDEX_VERSION}.${hexOf(layer)}`;
 }
