@@ -63,8 +63,7 @@ const OPEN_FLAGS = 1 << 1;
 export const MAX_READ_BYTES = 1024 * 1024;
 const MAX_PAGES = MAX_READ_BYTES / 4096;
 /** Requests of the kernel that may run in the background (read-ahead), and how many make it hold new ones back. */
-const MAX_BACKGROUND = 64;
-const CONGESTION_THRESHOLD = 48;
+export const BACKGROUND_LIMITS = { most: 64, congested: 48 } as const;
 /** Files never change; a name that is taken away is invalidated. */
 const VALID_SECONDS = 365n * 24n * 3600n;
 const BLOCK_BYTES = 4096;
@@ -131,8 +130,8 @@ export function initReply(request: Buffer, init: InitRequest): Buffer {
   message.writeUInt32LE(Math.min(init.minor, 40), at + 4);
   message.writeUInt32LE(Math.max(init.maxReadahead, MAX_READ_BYTES), at + 8);
   message.writeUInt32LE((init.flags & wanted) >>> 0, at + 12);
-  message.writeUInt16LE(MAX_BACKGROUND, at + 16);
-  message.writeUInt16LE(CONGESTION_THRESHOLD, at + 18);
+  message.writeUInt16LE(BACKGROUND_LIMITS.most, at + 16);
+  message.writeUInt16LE(BACKGROUND_LIMITS.congested, at + 18);
   message.writeUInt32LE(BLOCK_BYTES, at + 20);
   message.writeUInt32LE(1, at + 24);
   message.writeUInt16LE(MAX_PAGES, at + 28);

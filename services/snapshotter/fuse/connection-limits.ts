@@ -1,0 +1,26 @@
+import { execFile } from 'node:child_process';
+import { writeFile } from 'node:fs/promises';
+import { promisify } from 'node:util';
+import { readMountTable } from '../mounts/mount-table.ts';
+import { BACKGROUND_LIMITS } from './fuse-protocol.ts';
+
+const FUSECTL = '/sys/fs/fuse/connections';
+const execute = promisify(execFile);
+
+/**
+ * Lets as many requests run in the background as the device transport asks for at INIT; libfuse leaves the kernel's 12, too
+ * few for parallel misses over a slow link. Without it all works, only slower: nothing fails.
+ *
+ * @param directory A FUSE mount.
+ */
+export async function raiseBackgroundLimits(directory: string): Promise<void> {
+  const table = await readMountTable();
+  const device = table.findLast((mount) => mount.target === directory && mount.type.startsWith('fuse'))?.device;
+  if (device === undefined) return;
+  const mountedHere = !table.some((mount) => mount.target === FUSECTL);
+  if (mountedHere) await execute('mount', ['-t', 'fusectl', 'fusectl', FUSECTL]).catch(() => {});
+  const connection = `${FUSECTL}/${device.split(':')[1] ?? ''}`;
+  await writeFile(`${connection}/max_background`, String(BACKGROUND_LIMITS.most)).catch(() => {});
+  await writeFile(`${connection}/congestion_threshold`, String(BACKGROUND_LIMITS.congested)).catch(() => {});
+  if (mountedHere) await execute('umount', [FUSECTL]).catch(() => {});
+}
