@@ -102,6 +102,8 @@ async function keep(options: KeeperOptions, log: LogRelay): Promise<number> {
   const serve = async (): Promise<number> => {
     let failures = 0;
     while (!over.signal.aborted) {
+      // Without the device the session died with its agent: the next one mounts its own.
+      if (device === undefined) await unmountSession(options.mount, true);
       const agent = next ?? standby ?? start(script);
       if (agent === standby) standby = undefined;
       next = undefined;

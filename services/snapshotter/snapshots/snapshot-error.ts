@@ -7,6 +7,7 @@ export type SnapshotErrorCode =
   | 'failed-precondition'
   | 'invalid'
   | 'unavailable'
+  | 'disk-full'
   | 'cancelled';
 
 export class SnapshotError extends Error {
@@ -25,5 +26,23 @@ export const GRPC_STATUS: Readonly<Record<SnapshotErrorCode, grpcStatus>> = {
   'failed-precondition': grpcStatus.FAILED_PRECONDITION,
   invalid: grpcStatus.INVALID_ARGUMENT,
   unavailable: grpcStatus.UNAVAILABLE,
+  'disk-full': grpcStatus.RESOURCE_EXHAUSTED,
   cancelled: grpcStatus.CANCELLED,
 };
+
+const SQLITE_FULL = 13;
+
+/** What a call failed with, as one of ours where it is: a caller who has gone, a disk that is full. */
+export function toSnapshotError(cause: unknown): unknown {
+  if (cause instanceof SnapshotError || !(cause instanceof Error)) return cause;
+  if (cause.name === 'AbortError') return new SnapshotError('cancelled', 'The caller has gone', { cause });
+  const isFull =
+    ('code' in cause && (cause.code === 'ENOSPC' || cause.code === 'EDQUOT')) ||
+    ('errcode' in cause && cause.errcode === SQLITE_FULL);
+  if (!isFull) return cause;
+  return new SnapshotError(
+    'disk-full',
+    `No space left on the disk of Kindling's data folder: free some, or set a smaller quota (${cause.message})`,
+    { cause },
+  );
+}
