@@ -103,7 +103,7 @@ function start(
     indexed,
     indexer,
     publish,
-    indexes: new ClusterIndexes(bus.objects),
+    indexes: new ClusterIndexes(bus),
     async [Symbol.asyncDispose]() {
       stop.abort();
       await running;

@@ -36,7 +36,7 @@ export async function runIndexer(
 ): Promise<void> {
   const { bus, registry, build, logger } = deps;
   const metrics = new IndexerMetrics(deps.metrics);
-  const indexes = new ClusterIndexes(bus.objects);
+  const indexes = new ClusterIndexes(bus);
   const layers = new LayerIndexer({
     indexes,
     claims: bus.claims,

@@ -1,0 +1,87 @@
+import { randomUUID } from 'node:crypto';
+import { Command } from 'commander';
+import { busSettings, openBus } from '#shared/bus/open-bus.ts';
+import { loadSettings, SettingsError } from '#shared/config/settings.ts';
+import { subjectOf, toBus, fromBus, type ImageIndexed } from '#shared/events/image-events.ts';
+import { formatReference, parseReference } from '#shared/registry/reference.ts';
+import { createLogger } from '#shared/telemetry/logger.ts';
+import { untilInterrupted } from '../until-interrupted.ts';
+
+interface Flags {
+  readonly function?: string;
+  readonly nats?: string;
+  readonly wait?: true;
+  readonly timeout: string;
+  readonly json?: true;
+}
+
+export function command(): Command {
+  return new Command('deploy')
+    .summary('make an image ready on all nodes: the event that a platform would send, by hand')
+    .description(
+      'Publishes function.deployed. The indexer then builds what indexes are missing, and every node pulls the image lazily.',
+    )
+    .argument('<image>', 'image to deploy')
+    .option('--function <name>', 'name of the function (default: the repository)')
+    .option('--nats <url>', 'NATS server of the cluster (default: $NATS_URL)')
+    .option('--wait', 'wait until the image is indexed')
+    .option('--timeout <seconds>', 'how long to wait at most', '600')
+    .option('--json', 'print as JSON')
+    .action(async (image: string, flags: Flags) => {
+      await untilInterrupted((signal) => deploy(image, flags, signal));
+    });
+}
+
+async function deploy(image: string, flags: Flags, signal: AbortSignal): Promise<void> {
+  const reference = parseReference(image);
+  const own = new Set<string>(Object.values(busSettings).map((setting) => setting.env));
+  const env = Object.fromEntries(Object.entries(process.env).filter(([name]) => own.has(name)));
+  const values = loadSettings(busSettings, flags.nats === undefined ? env : { ...env, NATS_URL: flags.nats });
+  if (values.natsUrl === undefined) {
+    throw new SettingsError(
+      'Cannot deploy: tell the NATS server of the cluster with --nats or NATS_URL; on a single node use "kindling pull"',
+    );
+  }
+  await using bus = await openBus(values, 'kindling-cli', undefined, createLogger('cli', 'error'));
+  const id = randomUUID();
+  const name = formatReference(reference);
+  const indexed = Promise.withResolvers<ImageIndexed>();
+  // Before the event: its answer must not pass unseen.
+  await using _answers = flags.wait
+    ? bus.messages.subscribe(subjectOf('image.indexed'), undefined, (payload) => {
+        const { data } = fromBus('image.indexed', payload);
+        if (data.image === name && data.cause === 'deploy') indexed.resolve(data);
+      })
+    : undefined;
+  const data = { function: flags.function ?? reference.path, image: name };
+  await bus.events.publish(toBus({ type: 'function.deployed', id, source: 'kindling/cli', data }, new Date()), signal);
+  if (!flags.wait) {
+    print(flags, { id, ...data }, `${name} is announced (event ${id})`);
+    return;
+  }
+  const ends = AbortSignal.any([signal, AbortSignal.timeout(Number(flags.timeout) * 1000)]);
+  const done = await Promise.race([
+    indexed.promise,
+    new Promise<never>((_, reject) => {
+      ends.addEventListener(
+        'abort',
+        () =>
+          reject(
+            signal.aborted
+              ? new Error('interrupted')
+              : new Error(`${name} is announced, but not indexed after ${flags.timeout} s; is an indexer running?`),
+          ),
+        { once: true },
+      );
+    }),
+  ]);
+  const lazy = done.layers.filter((layer) => layer.state === 'indexed').length;
+  print(flags, { id, ...done }, `${name} is indexed: ${lazy} of ${done.layers.length} layers lazy`);
+  for (const layer of done.layers) {
+    if (layer.state === 'not-lazy' && flags.json !== true) console.log(`  ${layer.layer}: ${layer.reason ?? ''}`);
+  }
+}
+
+function print(flags: Flags, value: object, text: string): void {
+  console.log(flags.json ? JSON.stringify(value) : text);
+}
