@@ -20,7 +20,7 @@ import type { Mount } from '#shared/containerd/gen/types/types.ts';
 import type { Timestamp } from '#shared/containerd/gen/google/protobuf/timestamp.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
 import type { SnapshotMount } from './overlay-mounts.ts';
-import { GRPC_STATUS, SnapshotError } from './snapshot-error.ts';
+import { GRPC_STATUS, SnapshotError, toSnapshotError } from './snapshot-error.ts';
 import type { SnapshotService } from './snapshot-service.ts';
 import type { Nanoseconds, Snapshot, SnapshotKind } from './snapshot.ts';
 
@@ -184,15 +184,16 @@ async function sendList(
 }
 
 function toStatus(
-  error: unknown,
+  cause: unknown,
   method: string,
   logger: Logger,
 ): { code: grpcStatus; message: string; details: string } {
-  const isOurs = error instanceof SnapshotError;
-  const isAbort = error instanceof Error && error.name === 'AbortError';
+  const error = toSnapshotError(cause);
   const message = error instanceof Error ? error.message : String(error);
-  const code = isOurs ? GRPC_STATUS[error.code] : isAbort ? grpcStatus.CANCELLED : grpcStatus.INTERNAL;
-  if (code === grpcStatus.INTERNAL) logger.error({ err: error, method }, 'snapshot call failed');
+  const code = error instanceof SnapshotError ? GRPC_STATUS[error.code] : grpcStatus.INTERNAL;
+  if (code === grpcStatus.INTERNAL || code === grpcStatus.RESOURCE_EXHAUSTED) {
+    logger.error({ err: error, method }, 'snapshot call failed');
+  }
   return { code, message, details: message };
 }
 
