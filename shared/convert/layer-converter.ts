@@ -1,4 +1,4 @@
-import type { Digest } from '#shared/digest/digest.ts';
+import { hexOf, sha256, type Digest } from '#shared/digest/digest.ts';
 import { type Descriptor, MEDIA_TYPES } from '#shared/registry/manifest.ts';
 import type { RepositoryName } from '#shared/registry/reference.ts';
 import type { RegistryClient } from '#shared/registry/registry-client.ts';
@@ -46,7 +46,9 @@ export class LayerConverter {
   constructor(options: LayerConverterOptions) {
     this.#options = options;
     const { chunkSize, minChunkSize, level, prioritize } = options.writing;
-    this.#recipe = JSON.stringify([options.format, chunkSize ?? 0, minChunkSize ?? 0, level ?? 0, prioritize ?? []]);
+    const recipe = JSON.stringify([options.format, chunkSize ?? 0, minChunkSize ?? 0, level ?? 0, prioritize ?? []]);
+    // The list of files may be long, an annotation should not.
+    this.#recipe = `${options.format} ${hexOf(sha256(Buffer.from(recipe))).slice(0, 32)}`;
   }
 
   /** Leaves the layer in the target repository. `onBytes` counts the source blob's bytes as they are read. */
