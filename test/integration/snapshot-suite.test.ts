@@ -328,6 +328,8 @@ check('Rename', async (rig) => {
   await checkSnapshots(
     rig,
     all(
+      folder('dir1', 0o700),
+      file('dir1/inside', 'moves along'),
       folder('somefiles', 0o700),
       file('somefiles/f1', 'was here first!'),
       file('somefiles/f2', 'nothing interesting'),
@@ -335,7 +337,9 @@ check('Rename', async (rig) => {
     all(file('somefiles/f1-overwrite', 'new content 1'), (root) => {
       renameSync(join(root, 'somefiles/f1-overwrite'), join(root, 'somefiles/f1'));
       renameSync(join(root, 'somefiles/f2'), join(root, 'somefiles/f3'));
+      renameSync(join(root, 'dir1'), join(root, 'dir2'));
     }),
+    file('dir2/more', 'on top of it'),
   );
 });
 

@@ -17,8 +17,20 @@ export interface MountPlan {
   readonly lowers: readonly string[];
 }
 
-/** As containerd's own overlayfs snapshotter: without it, a kernel with an index refuses layers that are used twice. */
-let indexOption: readonly string[] | undefined;
+const PARAMETERS = '/sys/module/overlay/parameters';
+
+/** Options that only some kernels know; what this one knows does not change while we run. */
+let known: { readonly index: readonly string[]; readonly redirect: readonly string[] } | undefined;
+
+function knownOptions(): NonNullable<typeof known> {
+  known ??= {
+    // As containerd's own overlayfs snapshotter: a kernel that indexes refuses layers that are used twice.
+    index: existsSync(`${PARAMETERS}/index`) ? ['index=off'] : [],
+    // So that a directory of a layer below can be renamed, which containerd's suite for snapshotters asks for.
+    redirect: existsSync(`${PARAMETERS}/redirect_dir`) ? ['redirect_dir=on'] : [],
+  };
+  return known;
+}
 
 /** The mounts of an active snapshot or a view, as containerd's overlayfs snapshotter gives them. */
 export function overlayMounts(plan: MountPlan): readonly SnapshotMount[] {
@@ -27,9 +39,9 @@ export function overlayMounts(plan: MountPlan): readonly SnapshotMount[] {
   const [only] = lowers;
   if (only === undefined) return [bind(plan.fs, isView)];
   if (isView && lowers.length === 1) return [bind(only, true)];
-  indexOption ??= existsSync('/sys/module/overlay/parameters/index') ? ['index=off'] : [];
-  const upper = isView ? [] : [`workdir=${plan.work}`, `upperdir=${plan.fs}`];
-  return [{ type: 'overlay', source: 'overlay', options: [...indexOption, ...upper, `lowerdir=${lowers.join(':')}`] }];
+  const { index, redirect } = knownOptions();
+  const upper = isView ? [] : [...redirect, `workdir=${plan.work}`, `upperdir=${plan.fs}`];
+  return [{ type: 'overlay', source: 'overlay', options: [...index, ...upper, `lowerdir=${lowers.join(':')}`] }];
 }
 
 function bind(source: string, readOnly: boolean): SnapshotMount {
