@@ -19,6 +19,7 @@ import { kindlingPaths, TestKindling } from '#test/harness/kindling.ts';
 import { TestRegistry } from '#test/harness/registry.ts';
 import { TempFolder } from '#test/harness/temp-folder.ts';
 import { tinyImage, tinyProgram } from '#test/harness/tiny-image.ts';
+import { testImage } from '#test/images/image-cache.ts';
 
 const skip =
   process.getuid?.() !== 0 ? 'containers need root' : process.arch !== 'x64' ? 'its program is for x86-64' : false;
@@ -36,17 +37,7 @@ test('A pod of lazy images runs through the CRI, and its images stay where they 
     'v1',
     signal,
   );
-  const app = await registry.push(
-    await tinyImage(
-      folder.join('app'),
-      [{ 'etc/': '', 'etc/motd': 'below' }, { app: tinyProgram('served by a pod\n', 7) }],
-      ['/app'],
-      signal,
-    ),
-    'app',
-    'v1',
-    signal,
-  );
+  const app = await registry.push(await testImage('perl', signal, 'ctr-remote-optimized'), 'perl', 'v1', signal);
   const address = folder.join('c', 'c.sock');
   await using kindling = await TestKindling.start({ folder: folder.join('k'), containerd: address }, signal);
   await using _containerd = await TestContainerd.start(
@@ -78,7 +69,7 @@ test('A pod of lazy images runs through the CRI, and its images stay where they 
     await untilServed(() => client.unary(RuntimeServiceService.version, { version: 'v1' }, signal), signal);
     await client.unary(ImageServiceService.pullImage, PullImageRequest.fromPartial({ image: { image: app } }), signal);
     const layers = await kindling.client.layers(signal);
-    assert.equal(layers.length, 2, `both layers are lazy: ${JSON.stringify(layers)}\n${kindling.log}`);
+    assert.equal(layers.length, 3, `all layers are lazy: ${JSON.stringify(layers)}\n${kindling.log}`);
 
     const podConfig = (name: string): PodSandboxConfig =>
       PodSandboxConfig.fromPartial({
@@ -99,7 +90,12 @@ test('A pod of lazy images runs through the CRI, and its images stay where they 
         RuntimeServiceService.createContainer,
         CreateContainerRequest.fromPartial({
           podSandboxId,
-          config: { metadata: { name: 'app', attempt: 0 }, image: { image: app }, logPath: `${name}.log` },
+          config: {
+            metadata: { name: 'app', attempt: 0 },
+            image: { image: app },
+            command: ['perl', '-MPOSIX', '-e', 'print "served by a pod\\n"; exit 7'],
+            logPath: `${name}.log`,
+          },
           sandboxConfig: config,
         }),
         signal,
