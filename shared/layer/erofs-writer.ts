@@ -139,6 +139,7 @@ class Layout {
   /** Room left behind because an inline tail may not cross a block: small inodes go there. */
   #gapStart = 0;
   #gapEnd = 0;
+  readonly #xattrs = new Map<object, Buffer>();
 
   constructor(epoch: Time) {
     this.#epoch = epoch;
@@ -155,7 +156,7 @@ class Layout {
 
   #place(inode: LayerInode, directory: DirectoryPlan | undefined): void {
     const attributes = attributesOf(inode);
-    const xattrs = encodeXattrs(inode);
+    const xattrs = this.#xattrsOf(inode);
     const symlink = inode.type === 'symlink' ? (inode.entry?.linkName ?? Buffer.alloc(0)) : undefined;
     const size = directory?.size ?? symlink?.length ?? (inode.type === 'file' ? (inode.entry?.size ?? 0) : 0);
     const extended =
@@ -184,6 +185,18 @@ class Layout {
       symlink,
     });
     this.blocks += blocks;
+  }
+
+  /** Entries of a decoded index share their sets of xattrs. */
+  #xattrsOf(inode: LayerInode): Buffer {
+    const set = inode.entry?.xattrs;
+    if (set === undefined || set.length === 0 || inode.opaque) return encodeXattrs(inode);
+    let encoded = this.#xattrs.get(set);
+    if (encoded === undefined) {
+      encoded = encodeXattrs(inode);
+      this.#xattrs.set(set, encoded);
+    }
+    return encoded;
   }
 
   /** A slot such that neither the inode nor its inline bytes cross a block. */
