@@ -2,6 +2,7 @@ import { hexOf, sha256, type Digest } from '#shared/digest/digest.ts';
 import { type Descriptor, MEDIA_TYPES } from '#shared/registry/manifest.ts';
 import type { RepositoryName } from '#shared/registry/reference.ts';
 import type { RegistryClient } from '#shared/registry/registry-client.ts';
+import { ConvertError } from './convert-error.ts';
 import { ociLayerType } from './image-document.ts';
 import { layerTar } from './layer-tar.ts';
 import type { LayerWriter, LayerWriterOptions } from './layer-writer.ts';
@@ -85,7 +86,15 @@ export class LayerConverter {
     await using spool = await SpoolFile.create(this.#options.spoolFolder);
     const tar = layerTar(counted(client.blobStream(this.#options.source, layer, signal), onBytes), signal);
     const writing = { ...this.#options.writing, spoolFolder: spool.folder };
-    const written = await this.#options.writer(tar, writing, (bytes) => spool.write(bytes), signal);
+    let written: Awaited<ReturnType<LayerWriter>>;
+    try {
+      written = await this.#options.writer(tar, writing, (bytes) => spool.write(bytes), signal);
+    } catch (error) {
+      // The format cannot say what this layer has: the layer is right as it is.
+      if (!(error instanceof ConvertError && error.code === 'unsupported')) throw error;
+      await this.#copy(layer, () => {}, signal);
+      return { descriptor: { ...layer, mediaType: ociLayerType(layer.mediaType) }, diffId, action: 'kept' };
+    }
     await spool.flush();
     const { digest, sizeBytes: size } = written;
     await client.uploadBlob(target, { digest, size }, () => spool.read(), signal);

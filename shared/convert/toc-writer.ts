@@ -1,6 +1,8 @@
+import { isUtf8 } from 'node:buffer';
 import { createHash, type Hash } from 'node:crypto';
 import type { EntryType, LayerEntry } from '#shared/layer/layer-index.ts';
 import { TAR_BLOCK_BYTES } from '#shared/tar/tar-header.ts';
+import { ConvertError } from './convert-error.ts';
 import type { MemberWriter } from './member-writer.ts';
 import type { TarEvent } from './tar-events.ts';
 
@@ -159,6 +161,13 @@ export class TocWriter {
 function tocEntry(entry: LayerEntry): TocEntry {
   const isLink = entry.type === 'symlink' || entry.type === 'hardlink';
   const isDevice = entry.type === 'character' || entry.type === 'block';
+  // JSON has no other text: such a name would come back as another one.
+  if (!isUtf8(entry.path) || (isLink && !isUtf8(entry.linkName))) {
+    throw new ConvertError(
+      'unsupported',
+      `Cannot convert the layer: the name of ${JSON.stringify(entry.path.toString())} is not UTF-8, which a TOC cannot say`,
+    );
+  }
   const path = entry.path.toString();
   return {
     name: entry.type === 'directory' ? `${path}/` : path,

@@ -10,6 +10,7 @@ const PREFIXES: readonly (readonly [prefix: Buffer, index: number, whole: boolea
   [Buffer.from('security.'), 6, false],
 ];
 
+const TRUSTED = Buffer.from('trusted.');
 const OPAQUE: readonly [Buffer, Buffer] = [Buffer.from('trusted.overlay.opaque'), Buffer.from('y')];
 
 const NO_XATTRS = Buffer.alloc(0);
@@ -26,6 +27,8 @@ export function encodeXattrs(inode: LayerInode): Buffer {
   if (own.length === 0 && !inode.opaque) return NO_XATTRS;
   const byName = new Map<string, readonly [number, Buffer, Buffer]>();
   for (const [name, value] of inode.opaque ? [...own, OPAQUE] : own) {
+    // As containerd unpacks: an image has no say in what overlayfs and other programs of the host keep there.
+    if (value !== OPAQUE[1] && name.subarray(0, TRUSTED.length).equals(TRUSTED)) continue;
     const prefix = PREFIXES.find(([text, , whole]) =>
       whole ? name.equals(text) : name.length > text.length && name.subarray(0, text.length).equals(text),
     );

@@ -9,8 +9,8 @@ const VALUE_CHARS = 200;
 export interface CompareOptions {
   /** Paths whose modification time is not a property of the image, such as directories that its layers only imply. */
   readonly ignoreMtime?: (path: string) => boolean;
-  /** Compare modification times in whole seconds: `ctr-remote` writes no fractions into its TOC. */
-  readonly mtimeInSeconds?: boolean;
+  /** Modification times may differ by less than a second: `ctr-remote` rounds them in its TOC. */
+  readonly mtimeRounded?: boolean;
 }
 
 /** All entries of a tree, read by another process. */
@@ -58,11 +58,8 @@ export function differences(
     for (const key of KEYS) {
       // containerd gives the root the time of unpacking, whatever the layers say.
       if (key === 'mtimeNs' && (path === '.' || options.ignoreMtime?.(path) === true)) continue;
-      let [a, b] = [JSON.stringify(left[key]), JSON.stringify(right[key])];
-      if (key === 'mtimeNs' && options.mtimeInSeconds === true) {
-        a = seconds(left.mtimeNs);
-        b = seconds(right.mtimeNs);
-      }
+      if (key === 'mtimeNs' && options.mtimeRounded === true && isWithinASecond(left, right)) continue;
+      const [a, b] = [JSON.stringify(left[key]), JSON.stringify(right[key])];
       if (a !== b) found.push(`${path}: ${key} is ${b?.slice(0, VALUE_CHARS)}, not ${a?.slice(0, VALUE_CHARS)}`);
     }
   }
@@ -70,8 +67,9 @@ export function differences(
   return found.length <= SHOWN ? found : [...found.slice(0, SHOWN), `and ${found.length - SHOWN} more`];
 }
 
-function seconds(mtimeNs: string): string {
-  return String(BigInt(mtimeNs) / 1_000_000_000n);
+function isWithinASecond(left: TreeEntry, right: TreeEntry): boolean {
+  const difference = BigInt(left.mtimeNs) - BigInt(right.mtimeNs);
+  return difference > -1_000_000_000n && difference < 1_000_000_000n;
 }
 
 const KEYS = ['type', 'mode', 'uid', 'gid', 'mtimeNs', 'size', 'rdev', 'target', 'linkOf', 'xattrs', 'sha256'] as const;
