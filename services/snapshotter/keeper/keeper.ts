@@ -104,6 +104,7 @@ async function keep(options: KeeperOptions, log: LogRelay): Promise<number> {
     while (!over.signal.aborted) {
       // Without the device the session died with its agent: the next one mounts its own.
       if (device === undefined) await unmountSession(options.mount, true);
+      if (over.signal.aborted) break;
       const agent = next ?? standby ?? start(script);
       if (agent === standby) standby = undefined;
       next = undefined;
