@@ -132,7 +132,7 @@ describe('the span map', () => {
         // Behind the last file's last byte.
         assert.equal(map.spansOf(map.metadataSize + 16_384 + 9000, 3000), undefined);
       }),
-      { numRuns: 60, examples: [[1], [512], [4096]] },
+      { numRuns: 60, examples: [[64], [512], [4096]] },
     );
   });
 
