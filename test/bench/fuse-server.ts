@@ -17,8 +17,8 @@ const files: LayerFiles = {
   list: () => [file],
   byName: (name) => (name === file.name ? file : undefined),
   byInode: (inode) => (inode === file.inode ? file : undefined),
-  async read(_, offset, length) {
-    const { buffer, bytesRead } = await cache.read(Buffer.allocUnsafe(length), 0, length, offset);
+  async read(_, offset, length, _signal, into = Buffer.allocUnsafe(length)) {
+    const { buffer, bytesRead } = await cache.read(into, 0, length, offset);
     return buffer.subarray(0, bytesRead);
   },
 };

@@ -28,6 +28,7 @@ import {
   type Attributes,
   type RequestHeader,
 } from './fuse-protocol.ts';
+import { ReplyBuffers } from './reply-buffers.ts';
 
 export interface DeviceSessionOptions {
   /** `/dev/fuse`, mounted on `directory`. Stays open: it belongs to whoever handed it to this process. */
@@ -55,6 +56,7 @@ export function openDeviceSession(options: DeviceSessionOptions): FuseSession {
   const outstanding = options.outstanding ?? Math.min(6, Math.max(1, Math.floor(pool / 2)));
   const stats = { requests: 0, reads: 0, bytes: 0, errors: 0, waiting: 0 };
   const unknown = new Set<bigint>();
+  const buffers = new ReplyBuffers();
   const waiting = new Map<bigint, { readonly pid: number; readonly end: AbortController }>();
   const closed = Promise.withResolvers<void>();
   let state: 'open' | 'closing' | 'closed' = 'open';
@@ -73,12 +75,16 @@ export function openDeviceSession(options: DeviceSessionOptions): FuseSession {
     if (errnoOf(error) !== 'ENOENT') stats.errors++;
   };
 
-  const sendRead = (request: Buffer, data: Uint8Array): void => {
+  /** Calls `done` when the bytes are with the kernel. */
+  const sendRead = (request: Buffer, data: Uint8Array, done: () => void): void => {
     const header = Buffer.allocUnsafe(OUT_HEADER_BYTES);
     replyHeader(header, request, 0, data.length);
     stats.bytes += data.length;
     if (data.length > DIRECT_REPLY_BYTES) {
-      writevCallback(fd, [header, data], null, (error) => error && replyFailed(error));
+      writevCallback(fd, [header, data], null, (error) => {
+        if (error) replyFailed(error);
+        done();
+      });
       return;
     }
     try {
@@ -86,6 +92,7 @@ export function openDeviceSession(options: DeviceSessionOptions): FuseSession {
     } catch (error) {
       replyFailed(error);
     }
+    done();
   };
 
   const fail = (request: Buffer, error: number): void => {
@@ -125,9 +132,11 @@ export function openDeviceSession(options: DeviceSessionOptions): FuseSession {
     const end = new AbortController();
     waiting.set(unique, { pid, end });
     try {
-      const data = await files.read(file, offset, length, end.signal);
+      const buffer = buffers.take(length);
+      const data = await files.read(file, offset, length, end.signal, buffer);
       if (data.length > length) throw new RangeError(`${data.length} bytes in answer to a read of ${length}`);
-      sendRead(request, data);
+      // After an error it is not given back: a read of the disk may still write to it.
+      sendRead(request, data, () => buffers.give(buffer));
     } catch (error) {
       // Left unanswered for the agent that comes next.
       if (state !== 'open') return;

@@ -20,6 +20,15 @@ export interface LayerFiles {
    * Exactly `length` bytes, or fewer only at the end of the file. Waits for bytes that are not here yet.
    * Aborting `signal` ends the wait of this reader alone. Rejects with an error whose `errno` is EIO when the bytes cannot
    * be had or not be verified.
+   *
+   * `into`, where given, has room for `length` bytes: the bytes may be put there and a view of it be returned, which saves a
+   * buffer per read. After a rejection it may still be written to.
    */
-  read(file: LayerFile, offset: number, length: number, signal: AbortSignal): Promise<Uint8Array>;
+  read(
+    file: LayerFile,
+    offset: number,
+    length: number,
+    signal: AbortSignal,
+    into?: Uint8Array<ArrayBuffer>,
+  ): Promise<Uint8Array>;
 }

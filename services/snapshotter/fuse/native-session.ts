@@ -5,6 +5,7 @@ import { ERRNO, MAX_READ_BYTES } from './fuse-protocol.ts';
 import { FUSE_NAME } from './device-mount.ts';
 import type { FuseEvents, FuseSession } from './fuse-session.ts';
 import type { LayerFile, LayerFiles } from './layer-files.ts';
+import { ReplyBuffers } from './reply-buffers.ts';
 
 export interface NativeSessionOptions {
   /** An existing folder on which nothing is mounted. */
@@ -27,19 +28,28 @@ export async function openNativeSession(options: NativeSessionOptions, signal: A
   signal.throwIfAborted();
   const { directory, files, events } = options;
   const stats = { requests: 0, reads: 0, bytes: 0, errors: 0, waiting: 0 };
+  const buffers = new ReplyBuffers();
   const closing = new AbortController();
   const closed = Promise.withResolvers<void>();
   const find = (path: string): LayerFile | undefined => files.byName(path.slice(1));
 
-  const serve = async (file: LayerFile, buffer: Buffer, length: number, position: number): Promise<number> => {
+  const serve = async (
+    file: LayerFile,
+    buffer: Buffer<ArrayBuffer>,
+    length: number,
+    position: number,
+  ): Promise<number> => {
     const wanted = Math.min(length, Math.max(0, file.sizeBytes - position));
     stats.reads++;
     if (wanted === 0) return 0;
     stats.waiting++;
     try {
-      const data = await files.read(file, position, wanted, closing.signal);
+      // Not into libfuse's own buffer: that is gone after an error, while a read of the disk may still write to it.
+      const own = buffers.take(wanted);
+      const data = await files.read(file, position, wanted, closing.signal, own);
       if (data.length > wanted) throw new RangeError(`${data.length} bytes in answer to a read of ${wanted}`);
       buffer.set(data);
+      buffers.give(own);
       stats.bytes += data.length;
       return data.length;
     } catch (error) {

@@ -18,14 +18,17 @@ export function createTestFiles(sizes: Readonly<Record<string, number>>): TestFi
     list: () => [...files.values()],
     byName: (name) => files.get(name),
     byInode: (inode) => [...files.values()].find((file) => file.inode === inode),
-    async read(file, offset, length, signal) {
+    async read(file, offset, length, signal, into) {
       const gate = gates.get(file.name);
       if (gate) {
         gate.enter();
         await Promise.race([gate.opened, aborted(signal)]);
       }
       if (failing.has(file.name)) throw new Error('told to fail');
-      return patternBytes(offset, length);
+      const bytes = patternBytes(offset, length);
+      if (into === undefined) return bytes;
+      into.set(bytes);
+      return into.subarray(0, length);
     },
     gate(name) {
       const opened = Promise.withResolvers<void>();

@@ -165,10 +165,16 @@ export class LayerStore implements LayerFiles, LayerProvider {
   byInode(inode: bigint): LayerFile | undefined {
     return this.#byInode.get(inode);
   }
-  async read(file: LayerFile, offset: number, length: number, signal: AbortSignal): Promise<Uint8Array> {
+  async read(
+    file: LayerFile,
+    offset: number,
+    length: number,
+    signal: AbortSignal,
+    into?: Uint8Array<ArrayBuffer>,
+  ): Promise<Uint8Array> {
     const layer = this.#byInode.get(file.inode);
     if (layer === undefined) throw new LayerReadError('closed', `Cannot read ${file.name}: the layer was removed`);
-    return await layer.read(offset, length, signal);
+    return await layer.read(offset, length, signal, into);
   }
 
   // LayerProvider

@@ -125,8 +125,8 @@ export class Layer implements FetchTarget, LayerFile {
     await this.#opening;
   }
 
-  /** At most `length` bytes: fewer only at the end of the file. @throws LayerReadError */
-  async read(offset: number, length: number, signal: AbortSignal): Promise<Uint8Array> {
+  /** At most `length` bytes, in `into` where it is given: fewer only at the end of the file. @throws LayerReadError */
+  async read(offset: number, length: number, signal: AbortSignal, into?: Uint8Array<ArrayBuffer>): Promise<Uint8Array> {
     const size = Math.max(0, Math.min(length, this.sizeBytes - offset));
     if (size === 0) return new Uint8Array(0);
     if (!this.complete) {
@@ -134,7 +134,7 @@ export class Layer implements FetchTarget, LayerFile {
       const range = this.map.spansOf(offset, size);
       if (range !== undefined) await this.#ensure(range[0], range[1], signal);
     }
-    const buffer = Buffer.allocUnsafeSlow(size);
+    const buffer = into?.subarray(0, size) ?? Buffer.allocUnsafeSlow(size);
     await this.#pinned(() => readFully(this.#image.fd, buffer, offset, this.layer));
     return buffer;
   }
