@@ -33,12 +33,7 @@ export async function openNativeSession(options: NativeSessionOptions, signal: A
   const closed = Promise.withResolvers<void>();
   const find = (path: string): LayerFile | undefined => files.byName(path.slice(1));
 
-  const serve = async (
-    file: LayerFile,
-    buffer: Buffer<ArrayBuffer>,
-    length: number,
-    position: number,
-  ): Promise<number> => {
+  const serve = async (file: LayerFile, buffer: Buffer, length: number, position: number): Promise<number> => {
     const wanted = Math.min(length, Math.max(0, file.sizeBytes - position));
     stats.reads++;
     if (wanted === 0) return 0;
