@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { walkTree } from '#test/harness/compare-trees.ts';
 import { LinkProcess } from '#test/harness/link-process.ts';
 import { TestNode } from '#test/harness/node.ts';
@@ -35,5 +36,17 @@ test('containers that read all the time see no error and no wrong byte while the
   // Keeper and agent together: what is not complete is lost for what runs, the next start serves new containers.
   await kindling.killAll();
   await kindling.startAgain(signal);
+  // containerd has found nobody at the socket, and says "unavailable" until it tries again, after three seconds at most.
+  for (let tries = 0; ; tries++) {
+    const answered = await containerd.ctr(['snapshots', '--snapshotter', 'kindling', 'ls'], signal).then(
+      () => true,
+      (error: unknown) => {
+        if (tries > 100) throw error;
+        return false;
+      },
+    );
+    if (answered) break;
+    await sleep(100, undefined, { signal });
+  }
   await startUntilReady(containerd, reference, recipeOf('perl'), 'kindling', signal);
 });
