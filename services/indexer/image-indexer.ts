@@ -11,12 +11,11 @@ import {
 import type { ClusterIndexes } from '#shared/indexes/cluster-indexes.ts';
 import type { RegistryIndexes } from '#shared/indexes/registry-indexes.ts';
 import type { AllowedRepositories } from '#shared/registry/allowed-repositories.ts';
-import type { Descriptor } from '#shared/registry/manifest.ts';
 import { formatReference, ImageReferenceError, parseReference, type Reference } from '#shared/registry/reference.ts';
 import type { RegistryClient } from '#shared/registry/registry-client.ts';
 import { RegistryError } from '#shared/registry/registry-error.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
-import { resolveImage, type PlatformImage } from './image-layers.ts';
+import { resolveImage, type ImageLayer, type PlatformImage } from './image-layers.ts';
 import type { IndexerMetrics } from './indexer-metrics.ts';
 import type { LayerIndexer } from './layer-indexer.ts';
 
@@ -25,7 +24,7 @@ type Cause = 'image.pushed' | 'function.deployed';
 
 export interface ImageIndexerDeps {
   readonly bus: Bus;
-  readonly registry: Pick<RegistryClient, 'manifest'>;
+  readonly registry: Pick<RegistryClient, 'manifest' | 'blob'>;
   readonly layers: LayerIndexer;
   readonly indexes: ClusterIndexes;
   /** Where indexes are also pushed to; undefined = nowhere. */
@@ -89,7 +88,7 @@ export class ImageIndexer {
   }
 
   async #layers(reference: Reference, images: readonly PlatformImage[], signal: AbortSignal): Promise<IndexedLayer[]> {
-    const distinct = new Map<string, Descriptor>();
+    const distinct = new Map<string, ImageLayer>();
     for (const { layers } of images) for (const layer of layers) distinct.set(layer.digest, layer);
     const settled = await Promise.allSettled(
       [...distinct.values()].map((layer) => this.#deps.layers.index(reference.repository, layer, signal)),

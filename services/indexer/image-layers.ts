@@ -1,13 +1,18 @@
-import type { Digest } from '#shared/digest/digest.ts';
+import { isDigest, type Digest } from '#shared/digest/digest.ts';
 import { type Descriptor, type ImageManifest, MEDIA_TYPES } from '#shared/registry/manifest.ts';
 import { parsePlatform, choosePlatform } from '#shared/registry/platform.ts';
 import type { Reference } from '#shared/registry/reference.ts';
 import type { RegistryClient } from '#shared/registry/registry-client.ts';
 
+export interface ImageLayer extends Descriptor {
+  /** As the image's configuration has it; undefined where that says nothing sensible. */
+  readonly diffId: Digest | undefined;
+}
+
 /** One platform's image. */
 export interface PlatformImage {
   readonly descriptor: Descriptor;
-  readonly layers: readonly Descriptor[];
+  readonly layers: readonly ImageLayer[];
 }
 
 export interface ResolvedImage {
@@ -27,7 +32,7 @@ const INDEX_DEPTH = 2;
  * @throws RegistryError
  */
 export async function resolveImage(
-  client: Pick<RegistryClient, 'manifest'>,
+  client: Pick<RegistryClient, 'manifest' | 'blob'>,
   reference: Reference,
   platforms: readonly string[],
   signal: AbortSignal,
@@ -37,7 +42,10 @@ export async function resolveImage(
   const visit = async (fetched: typeof top, depth: number): Promise<void> => {
     const { parsed, descriptor } = fetched;
     if (parsed.kind === 'image') {
-      if (isContainerImage(parsed)) images.set(descriptor.digest, { descriptor, layers: parsed.layers });
+      if (!isContainerImage(parsed)) return;
+      const diffIds = diffIdsOf(await client.blob(reference.repository, parsed.config, signal), parsed.layers.length);
+      const layers = parsed.layers.map((layer, i) => ({ ...layer, diffId: diffIds[i] }));
+      images.set(descriptor.digest, { descriptor, layers });
       return;
     }
     if (depth >= INDEX_DEPTH) return;
@@ -59,4 +67,15 @@ function chosen(manifests: readonly Descriptor[], platforms: readonly string[]):
 function isContainerImage(manifest: ImageManifest): boolean {
   if (manifest.artifactType !== undefined || manifest.subject !== undefined) return false;
   return manifest.config.mediaType === MEDIA_TYPES.ociConfig || manifest.config.mediaType === MEDIA_TYPES.dockerConfig;
+}
+
+/** Empty where the configuration does not fit the manifest: whoever runs the image says so; its layers are what they are. */
+function diffIdsOf(config: Uint8Array, layers: number): readonly Digest[] {
+  try {
+    const { rootfs } = JSON.parse(Buffer.from(config).toString('utf8')) as { rootfs?: { diff_ids?: unknown } };
+    const ids = rootfs?.diff_ids;
+    return Array.isArray(ids) && ids.length === layers && ids.every(isDigest) ? ids : [];
+  } catch {
+    return [];
+  }
 }

@@ -1,11 +1,5 @@
+import type { BuildOptions, BuiltIndex } from '#shared/indexes/build-from-registry.ts';
 import type { Descriptor } from '#shared/registry/manifest.ts';
-
-export interface BuiltIndex {
-  /** As `encodeLayerIndex` has it. */
-  readonly bytes: Uint8Array;
-  readonly format: string;
-  readonly spans: number;
-}
 
 /**
  * Builds the index of a layer's blob.
@@ -16,6 +10,6 @@ export interface BuiltIndex {
 export type BuildIndex = (
   repository: string,
   layer: Descriptor,
-  options: { readonly onProgress?: (blobBytes: number) => void },
+  options: BuildOptions,
   signal: AbortSignal,
-) => Promise<BuiltIndex>;
+) => Promise<Pick<BuiltIndex, 'bytes'> & { readonly index: Pick<BuiltIndex['index'], 'format' | 'spans'> }>;

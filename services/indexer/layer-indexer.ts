@@ -4,8 +4,8 @@ import { pause } from '#shared/bus/deadline.ts';
 import type { IndexedLayer } from '#shared/events/image-events.ts';
 import type { ClusterIndexes } from '#shared/indexes/cluster-indexes.ts';
 import { LayerError } from '#shared/layer/layer-index.ts';
-import type { Descriptor } from '#shared/registry/manifest.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
+import type { ImageLayer } from './image-layers.ts';
 import type { BuildIndex } from './index-build.ts';
 import type { IndexerMetrics } from './indexer-metrics.ts';
 import type { Slots } from './slots.ts';
@@ -33,7 +33,7 @@ export class LayerIndexer {
   }
 
   /** @throws RegistryError, BusError, LayerError `digest-mismatch`: another attempt may go better */
-  async index(repository: string, layer: Descriptor, signal: AbortSignal): Promise<IndexedLayer> {
+  async index(repository: string, layer: ImageLayer, signal: AbortSignal): Promise<IndexedLayer> {
     const { indexes, claims, slots, metrics } = this.#deps;
     const until = performance.now() + WAIT_MS;
     for (let look = LOOK_MS; ; look = Math.min(MAX_LOOK_MS, look * 2)) {
@@ -60,11 +60,11 @@ export class LayerIndexer {
     }
   }
 
-  async #build(repository: string, layer: Descriptor, signal: AbortSignal): Promise<IndexedLayer> {
+  async #build(repository: string, layer: ImageLayer, signal: AbortSignal): Promise<IndexedLayer> {
     const { indexes, metrics, logger } = this.#deps;
     const started = performance.now();
     try {
-      const built = await this.#deps.build(repository, layer, {}, signal);
+      const built = await this.#deps.build(repository, layer, { diffId: layer.diffId }, signal);
       await indexes.publish(layer.digest, built.bytes, signal);
       const seconds = (performance.now() - started) / 1000;
       metrics.layers.inc({ outcome: 'built' });
@@ -75,15 +75,15 @@ export class LayerIndexer {
         {
           layer: layer.digest,
           repository,
-          format: built.format,
-          spans: built.spans,
+          format: built.index.format,
+          spans: built.index.spans.length,
           layerBytes: layer.size,
           indexBytes: built.bytes.length,
           seconds,
         },
         'built an index',
       );
-      return { layer: layer.digest, sizeBytes: layer.size, state: 'indexed', format: built.format };
+      return { layer: layer.digest, sizeBytes: layer.size, state: 'indexed', format: built.index.format };
     } catch (error) {
       if (!(error instanceof LayerError) || error.code === 'digest-mismatch') {
         metrics.layers.inc({ outcome: 'failed' });

@@ -46,6 +46,10 @@ class Manifests {
     return digest;
   }
 
+  async blob(): Promise<Buffer> {
+    return Buffer.from('{}');
+  }
+
   async manifest(reference: Reference) {
     this.asked += 1;
     const document = this.#documents.get(reference.digest ?? reference.tag ?? '');
@@ -112,7 +116,8 @@ function start(
   };
 }
 
-const indexOf = (layer: string) => ({ bytes: Buffer.from(`index of ${layer}`), format: 'gzip', spans: 1 });
+const indexOf = (layer: string) =>
+  ({ bytes: Buffer.from(`index of ${layer}`), index: { format: 'gzip', spans: [] } }) as const;
 
 test('each layer of a pushed image gets one index, and then the image is told to be indexed', async () => {
   const built: string[] = [];
