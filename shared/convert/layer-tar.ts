@@ -1,8 +1,9 @@
 import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { createGunzip, createZstdDecompress } from 'node:zlib';
+import { DecodeError } from '#shared/formats/sync-decoder.ts';
+import { ZstdFrames } from '#shared/formats/zstd/zstd-frames.ts';
 import { ConvertError } from './convert-error.ts';
-import { ZstdFrames } from './zstd-frames.ts';
 
 /**
  * The tar inside a layer's blob, decompressed as its first bytes say (media types lie): gzip with any number of
@@ -105,6 +106,15 @@ async function* frameParts(
   source: AsyncIterable<Buffer>,
 ): AsyncGenerator<{ readonly bytes: Buffer; readonly isLast: boolean }, void> {
   const frames = new ZstdFrames();
-  for await (const chunk of source) yield* frames.push(chunk);
-  frames.end();
+  for await (const chunk of source) yield* orMalformed(() => [...frames.push(chunk)]);
+  orMalformed(() => frames.end());
+}
+
+function orMalformed<T>(run: () => T): T {
+  try {
+    return run();
+  } catch (cause) {
+    if (!(cause instanceof DecodeError)) throw cause;
+    throw new ConvertError('malformed', `Cannot decompress a zstd layer: ${cause.message}`, { cause });
+  }
 }

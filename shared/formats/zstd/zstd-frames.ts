@@ -1,4 +1,4 @@
-import { ConvertError } from './convert-error.ts';
+import { DecodeError } from '#shared/formats/sync-decoder.ts';
 
 /** Bytes of a frame's header at most: magic 4, descriptor 1, window 1, dictionary 4, content size 8. */
 const MAX_HEADER = 18;
@@ -14,6 +14,8 @@ type State =
 
 /** A run of bytes of one frame; `isLast` = the frame ends with it. Skippable frames are left out. */
 export interface FramePart {
+  /** Of the first byte, from the start of all that was pushed. */
+  readonly offset: number;
   readonly bytes: Buffer;
   readonly isLast: boolean;
 }
@@ -26,9 +28,12 @@ export class ZstdFrames {
   #state: State = { kind: 'header' };
   #pending: Buffer = Buffer.alloc(0);
   #isSkipped = false;
+  #pushed = 0;
 
-  /** @throws ConvertError `malformed` where the bytes are no zstd stream. */
+  /** @throws DecodeError where the bytes are no zstd stream. */
   *push(chunk: Buffer): Generator<FramePart> {
+    const base = this.#pushed - this.#pending.length;
+    this.#pushed += chunk.length;
     let rest = this.#pending.length === 0 ? chunk : Buffer.concat([this.#pending, chunk]);
     /** Start of what has been found to belong to the current frame but has not been handed on. */
     let from = 0;
@@ -38,21 +43,21 @@ export class ZstdFrames {
       if (step === undefined) break;
       at += step;
       if (this.#state.kind === 'end') {
-        if (!this.#isSkipped) yield { bytes: rest.subarray(from, at), isLast: true };
+        if (!this.#isSkipped) yield { offset: base + from, bytes: rest.subarray(from, at), isLast: true };
         from = at;
         this.#state = { kind: 'header' };
       }
     }
-    if (at > from && !this.#isSkipped) yield { bytes: rest.subarray(from, at), isLast: false };
+    if (at > from && !this.#isSkipped) yield { offset: base + from, bytes: rest.subarray(from, at), isLast: false };
     rest = rest.subarray(at);
     // A copy: what is left are a few bytes, the chunk may be large.
     this.#pending = Buffer.from(rest);
   }
 
-  /** @throws ConvertError when the stream ends inside a frame. */
+  /** @throws DecodeError when the stream ends inside a frame. */
   end(): void {
     if (this.#state.kind !== 'header' || this.#pending.length > 0) {
-      throw new ConvertError('malformed', 'Cannot decompress a zstd layer: it ends inside a frame');
+      throw new DecodeError('it ends inside a frame');
     }
   }
 
@@ -67,7 +72,7 @@ export class ZstdFrames {
         if (have < 3) return undefined;
         const header = bytes.readUIntLE(at, 3);
         const type = (header >> 1) & 3;
-        if (type === 3) throw new ConvertError('malformed', 'Cannot decompress a zstd layer: a block of reserved type');
+        if (type === 3) throw new DecodeError('a block of reserved type');
         const end: State = state.checksum ? { kind: 'body', left: 4, next: { kind: 'end' } } : { kind: 'end' };
         const next: State = (header & 1) === 1 ? end : { kind: 'block', checksum: state.checksum };
         // A block of one repeated byte has just that byte.
@@ -98,7 +103,7 @@ export class ZstdFrames {
       return 8;
     }
     if (magic !== 0xfd2fb528) {
-      throw new ConvertError('malformed', 'Cannot decompress a zstd layer: bytes that begin no frame');
+      throw new DecodeError('bytes that begin no frame');
     }
     const descriptor = bytes[4] ?? 0;
     const isSingle = (descriptor & 0x20) !== 0;

@@ -1,0 +1,83 @@
+import { DecodeError, SyncDecoder } from '#shared/formats/sync-decoder.ts';
+import type { Checkpoint } from '#shared/layer/layer-index.ts';
+import { resumePrefix } from './resume-prefix.ts';
+
+/** Deflate's farthest reference. */
+export const WINDOW_BYTES = 32 * 1024;
+
+/** What is known of a block boundary and of what follows it. */
+export interface Boundary {
+  /** The up to 32 KiB of the member's output before it. */
+  readonly window: Buffer;
+  /** The blob from the byte before the boundary's next whole byte on; enough of it to decode to `after`. */
+  readonly compressed: Buffer;
+  /** Output that follows: 32 KiB, or less where the member ends. */
+  readonly after: Buffer;
+}
+
+/**
+ * Finds how many bits of the byte before the boundary still belong to the stream (Node's binding does not tell), and which bytes of
+ * the window the stream refers to: the others are zeroed, so that windows compress to a fraction.
+ *
+ * Bits: a stream taken up at a wrong bit fails in its first block's header or gives other bytes. Window: bytes of the window can be
+ * referred to by the next 32 KiB only; decoding those with three made-up windows tells which output bytes came from where. Both depend
+ * on nothing but the blob, so everybody finds the same.
+ *
+ * @returns undefined where the stream cannot be taken up here (which a stream can be made to do on purpose, at most).
+ */
+export function probeCheckpoint(boundary: Boundary): Checkpoint | undefined {
+  const { window, compressed, after } = boundary;
+  for (let bits = 0; bits < 8; bits += 1) {
+    const decoded = decodeFrom(compressed, bits, window, after.length);
+    if (decoded?.equals(after) === true) return { bits, window: usedWindow(compressed, bits, window, after) };
+  }
+  return undefined;
+}
+
+function decodeFrom(compressed: Buffer, bits: number, window: Buffer, length: number): Buffer | undefined {
+  using decoder = new SyncDecoder('deflate-raw', window);
+  const output = Buffer.allocUnsafe(length);
+  try {
+    let to = 0;
+    const prefix = resumePrefix(bits, compressed[0] ?? 0);
+    if (prefix.length > 0) {
+      decoder.write(prefix, 0, prefix.length, output, 0, length);
+      to = decoder.produced;
+    }
+    if (to < length && compressed.length > 1) {
+      decoder.write(compressed, 1, compressed.length, output, to, length);
+      to += decoder.produced;
+    }
+    return to === length ? output : undefined;
+  } catch (error) {
+    if (error instanceof DecodeError) return undefined;
+    throw error;
+  }
+}
+
+/** The window with every byte zeroed that nothing refers to, and cut at its front. */
+function usedWindow(compressed: Buffer, bits: number, window: Buffer, after: Buffer): Buffer {
+  const low = Buffer.allocUnsafe(window.length);
+  const high = Buffer.allocUnsafe(window.length);
+  const inverted = Buffer.allocUnsafe(window.length);
+  for (let at = 0; at < window.length; at += 1) {
+    low[at] = at & 0xff;
+    high[at] = at >> 8;
+    inverted[at] = ~at & 0xff;
+  }
+  const [byLow, byHigh, byInverted] = [low, high, inverted].map((made) =>
+    decodeFrom(compressed, bits, made, after.length),
+  );
+  if (byLow === undefined || byHigh === undefined || byInverted === undefined) return window;
+  const used = Buffer.alloc(window.length);
+  let first = window.length;
+  for (let at = 0; at < after.length; at += 1) {
+    const value = byLow[at] ?? 0;
+    // A literal is the same in all three.
+    if (value === byInverted[at]) continue;
+    const from = ((byHigh[at] ?? 0) << 8) | value;
+    used[from] = window[from] ?? 0;
+    if (from < first) first = from;
+  }
+  return used.subarray(first);
+}
