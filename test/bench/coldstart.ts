@@ -66,7 +66,7 @@ export async function run(
                   check: async (rootfs: string) => {
                     const tree = await walkTree(rootfs, signal);
                     expected ??= tree;
-                    const wrong = differences(expected, tree);
+                    const wrong = differences(expected, tree, { mtimeRounded: true, ignoreTocFiles: true });
                     if (wrong.length > 0)
                       throw new Error(`${recipe.name} ${config}: wrong rootfs:\n${wrong.join('\n')}`);
                   },

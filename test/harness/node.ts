@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from 'node:timers/promises';
 import { TestContainerd } from './containerd.ts';
 import { TestKindling, kindlingPaths } from './kindling.ts';
 import { TempFolder } from './temp-folder.ts';
@@ -36,6 +37,21 @@ export class TestNode implements AsyncDisposable {
       await parts.disposeAsync();
       throw error;
     }
+  }
+
+  /** Starts Kindling again after it was killed, and waits until containerd has found it again. */
+  async startKindlingAgain(signal: AbortSignal): Promise<void> {
+    await this.kindling.startAgain(signal);
+    const bounded = AbortSignal.any([signal, AbortSignal.timeout(60_000)]);
+    // containerd tries a socket that was gone only every few seconds.
+    while (!(await this.#reaches(bounded))) await sleep(100, undefined, { signal: bounded });
+  }
+
+  async #reaches(signal: AbortSignal): Promise<boolean> {
+    return await this.containerd.ctr(['snapshots', '--snapshotter', 'kindling', 'list'], signal).then(
+      () => true,
+      () => false,
+    );
   }
 
   /** Mounts an image's rootfs, as `snapshotter` has it, at a new folder and hands it to `use`. */

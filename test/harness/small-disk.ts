@@ -1,4 +1,4 @@
-import { mkdir, rm, statfs, writeFile } from 'node:fs/promises';
+import { mkdir, rm } from 'node:fs/promises';
 import { runTool } from '#test/images/tool.ts';
 import { unmountBelow } from './temp-folder.ts';
 
@@ -18,17 +18,20 @@ export class SmallDisk implements AsyncDisposable {
     return new SmallDisk(folder);
   }
 
-  /** Takes all space but `leaveMiB`. */
-  async fill(leaveMiB: number, signal: AbortSignal): Promise<void> {
-    const { bavail, bsize } = await statfs(this.folder);
-    const bytes = Math.max(0, bavail * bsize - leaveMiB * 1_048_576);
-    await runTool('fallocate', ['-l', String(bytes), `${this.folder}/filler`], signal);
-    if (leaveMiB === 0) await writeFile(`${this.folder}/filler2`, Buffer.alloc(8 << 20)).catch(() => {});
+  /** Takes all space that there is. */
+  async fill(signal: AbortSignal): Promise<void> {
+    await runTool('dd', ['if=/dev/zero', `of=${this.folder}/filler`, 'bs=64K', 'conv=fsync'], signal).then(
+      () => {
+        throw new Error(`Cannot fill ${this.folder}: it does not end`);
+      },
+      () => {
+        // It ends when the disk is full.
+      },
+    );
   }
 
   async free(): Promise<void> {
     await rm(`${this.folder}/filler`, { force: true });
-    await rm(`${this.folder}/filler2`, { force: true });
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -49,7 +49,7 @@ test('a container of an eStargz image starts with a part of it, and in the end i
         pulled.chainId,
         'kindling',
         signal,
-        async (actual) => await compareTrees(expected, actual, signal, { mtimeRounded: true }),
+        async (actual) => await compareTrees(expected, actual, signal, { mtimeRounded: true, ignoreTocFiles: true }),
       ),
   );
   assert.deepEqual(wrong, []);

@@ -35,7 +35,7 @@ test('containers that read all the time see no error and no wrong byte while the
 
   // Keeper and agent together: what is not complete is lost for what runs, the next start serves new containers.
   await kindling.killAll();
-  await kindling.startAgain(signal);
+  await node.startKindlingAgain(signal);
   // containerd has found nobody at the socket, and says "unavailable" until it tries again, after three seconds at most.
   for (let tries = 0; ; tries++) {
     const answered = await containerd.ctr(['snapshots', '--snapshotter', 'kindling', 'ls'], signal).then(
