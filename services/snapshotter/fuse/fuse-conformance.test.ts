@@ -125,6 +125,15 @@ function suite(transport: FuseTransport): void {
       assert.match((await slow).toString(), new RegExp(sha256(patternBytes(0, SIZES['slow.img']))));
     });
 
+    it('keeps the bytes of reads apart that run at the same time', async () => {
+      const read = 'dd if=aa.img iflag=direct bs=64k status=none | sha256sum';
+      const sums = await Promise.all(Array.from({ length: 4 }, async () => lines(await shell(directory, read))[0]));
+      assert.deepEqual(
+        sums,
+        sums.map(() => `${sha256(patternBytes(0, SIZES['aa.img']))}  -`),
+      );
+    });
+
     it('answers EIO for bytes that cannot be had, and says which', async () => {
       files.fail('bad.img');
       await assert.rejects(shell(directory, 'cat bad.img'), /Input\/output error/);
