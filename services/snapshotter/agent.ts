@@ -2,7 +2,13 @@ import { mkdir, statfs } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import packageJson from '#package' with { type: 'json' };
+import type { Bus } from '#shared/bus/bus.ts';
+import { openBus } from '#shared/bus/open-bus.ts';
 import { ContainerdClient } from '#shared/containerd/containerd-client.ts';
+import { ClusterIndexes } from '#shared/indexes/cluster-indexes.ts';
+import { RegistryIndexes } from '#shared/indexes/registry-indexes.ts';
+import { AllowedRepositories } from '#shared/registry/allowed-repositories.ts';
+import { hostPlatform } from '#shared/registry/platform.ts';
 import { openRegistryClient } from '#shared/registry/registry-settings.ts';
 import { createMetrics, serveMetrics } from '#shared/telemetry/metrics.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
@@ -11,6 +17,7 @@ import { agentControl } from './control/agent-control.ts';
 import { ControlServer } from './control/control-server.ts';
 import { openDeviceSession } from './fuse/device-session.ts';
 import type { DiskSpace, FuseEvents, FuseSession } from './fuse/fuse-session.ts';
+import { subscribeToImages } from './images/image-subscriber.ts';
 import { LazyPull } from './images/lazy-pull.ts';
 import type { KeeperLink } from './keeper/keeper-link.ts';
 import { LayerMounts } from './layers/layer-mounts.ts';
@@ -19,6 +26,7 @@ import { LayerStore } from './layers/layer-store.ts';
 import { RegistrySource } from './layers/registry-source.ts';
 import { BlobStreamer } from './layers/blob-streamer.ts';
 import { WorkerPool } from './layers/worker-pool.ts';
+import { MemoryTrimmer } from './memory-trimmer.ts';
 import { createMounter } from './mounts/mounter.ts';
 import { SnapshotFolders } from './snapshots/snapshot-folders.ts';
 import { SnapshotServer } from './snapshots/snapshot-server.ts';
@@ -53,11 +61,16 @@ export async function runAgent(
   const metrics = createMetrics();
   const registry = openRegistryClient(values, logger);
   closing.defer(() => registry.close());
+  const bus = await openClusterBus(values, logger);
+  if (bus !== undefined) closing.use(bus);
+  const trusted = new AllowedRepositories(values.trustedIndexes);
+  const statistics = new LayerStatistics({ metrics, logger });
   const workers = new WorkerPool({ size: values.workers });
   closing.defer(() => workers.close());
-  workers.warm(1);
+  workers.warm(2);
+  const trimmer = new MemoryTrimmer(() => workers.activity, logger);
+  closing.defer(() => trimmer.stop());
   const mounts = new LayerMounts(join(dataDir, 'm'), createMounter());
-  const statistics = new LayerStatistics({ metrics, logger });
   const fuseDir = link?.fuse?.directory ?? fuseDirOf(dataDir);
   const store = new LayerStore({
     dataDir,
@@ -65,7 +78,10 @@ export async function runAgent(
     mounts,
     workers,
     registry,
-    indexes: [],
+    indexes: [
+      ...(bus === undefined ? [] : [new ClusterIndexes(bus)]),
+      ...(trusted.isEmpty ? [] : [new RegistryIndexes(registry, trusted)]),
+    ],
     streamed: new BlobStreamer({ registry }),
     sources: [new RegistrySource(registry)],
     statistics,
@@ -127,6 +143,18 @@ export async function runAgent(
     }
     return new LazyPull({ registry, containerd, snapshots, snapshotter: values.snapshotter, logger });
   };
+  if (bus !== undefined) {
+    closing.use(
+      subscribeToImages({
+        bus,
+        nodeName: values.nodeName,
+        repositories: values.subscribe,
+        pull: (image, ends) => pullInto(values.namespace).pull(image, { platform: hostPlatform() }, ends),
+        metrics,
+        logger,
+      }),
+    );
+  }
   const control = await ControlServer.listen(
     values.controlSocket,
     agentControl({
@@ -189,6 +217,12 @@ async function openSnapshots(path: string, signal: AbortSignal): Promise<Snapsho
       await sleep(DATABASE_RETRY_MS, undefined, { signal });
     }
   }
+}
+
+/** undefined on a single node. */
+async function openClusterBus(values: AgentValues, logger: Logger): Promise<Bus | undefined> {
+  if (values.natsUrl === undefined) return undefined;
+  return await openBus(values, `kindling-node-${values.nodeName}`, undefined, logger);
 }
 
 async function openSession(

@@ -1,6 +1,8 @@
-import { availableParallelism } from 'node:os';
+import { availableParallelism, hostname } from 'node:os';
 import { z } from 'zod';
-import { bytes, flag, integer, type Values } from '#shared/config/settings.ts';
+import { busSettings } from '#shared/bus/open-bus.ts';
+import { bytes, flag, integer, list, type Values } from '#shared/config/settings.ts';
+import { indexSettings } from '#shared/indexes/index-settings.ts';
 import { registrySettings } from '#shared/registry/registry-settings.ts';
 
 /** `host:port`, `:port`, or nothing for none. */
@@ -63,7 +65,7 @@ export const SETTINGS = {
   workers: {
     env: 'KINDLING_WORKERS',
     schema: integer.pipe(z.int().min(2).max(64)),
-    default: String(Math.min(8, Math.max(2, availableParallelism()) + 1)),
+    default: String(Math.min(8, Math.max(2, availableParallelism())) + 1),
     help: 'Threads that decode and verify; one of them is kept free for reads that somebody waits for',
   },
   background: {
@@ -94,6 +96,20 @@ export const SETTINGS = {
     help: 'How long a read is retried after the first failure until its reader gets EIO',
   },
   ...registrySettings,
+  ...indexSettings,
+  ...busSettings,
+  nodeName: {
+    env: 'KINDLING_NODE_NAME',
+    schema: z.string().min(1).max(253),
+    default: hostname(),
+    help: "Name of this node in the cluster: the same after each restart, and no other node's",
+  },
+  subscribe: {
+    env: 'KINDLING_SUBSCRIBE',
+    schema: list,
+    default: '*',
+    help: 'Images that this node pulls lazily by itself once the cluster has indexed them: host[:port], host/path, host/path/*, * or "none"',
+  },
   metrics: {
     env: 'KINDLING_METRICS',
     schema: address,

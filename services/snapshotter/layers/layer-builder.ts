@@ -64,10 +64,10 @@ const ZSTD_POSITION = [
   'io.containers.zstd-chunked.manifest-position',
 ] as const;
 
-/** What the first request for a TOC asks: large layers have some 0.5 % of TOC; a blob up to the minimum comes whole. */
-const MIN_TAIL = 192 * 1024;
-const MAX_TAIL = 2 * 1024 * 1024;
-const TAIL_SHARE = 0.006;
+/** What the first request for a TOC asks: layers of small files have some 0.7 % of TOC; a blob up to the minimum comes whole. */
+const MIN_TAIL = 256 * 1024;
+const MAX_TAIL = 3 * 1024 * 1024;
+const TAIL_SHARE = 0.01;
 /** How long a manifest is remembered for the next layer of the same image. */
 const MANIFEST_MS = 30_000;
 /** Bytes of a compressed TOC. */

@@ -5,9 +5,7 @@ import { sha256, type Digest } from '#shared/digest/digest.ts';
 import { SpanDecoder } from '#shared/formats/span-decoder.ts';
 import { indexFromToc } from '#shared/formats/toc/index-from-toc.ts';
 import { tocFromTail } from '#shared/formats/toc/toc-tail.ts';
-const decodeLayerIndex = (_bytes: Uint8Array, _layer: Digest): never => {
-  throw new Error('not yet');
-};
+import { decodeLayerIndex } from '#shared/layer/index-codec.ts';
 import { LayerError } from '#shared/layer/layer-index.ts';
 import { parseSpanMap, type DecodableSpanMap } from '#shared/layer/span-map-file.ts';
 import { layOut } from './built-layer.ts';
@@ -18,6 +16,7 @@ import type { SharedMap, WorkerAnswer, WorkerJob, WorkerResults } from './worker
 
 /** Parsed maps kept in a thread; the bytes are shared, so one costs next to nothing. */
 const MAPS = 32;
+const FREE_BYTES = 64 * 1024;
 
 const decoder = new SpanDecoder();
 const writer = new ImageWriter();
@@ -50,6 +49,8 @@ function run(job: WorkerJob): WorkerResults[keyof WorkerResults] {
         throw error;
       }
       writer.write(job.fd, map, job.span, payload);
+      free(payload);
+      free(job.bytes);
       return 'stored';
     }
     case 'verify': {
@@ -91,6 +92,15 @@ function run(job: WorkerJob): WorkerResults[keyof WorkerResults] {
     case 'end':
       return undefined;
   }
+}
+
+/**
+ * Gives a buffer of a span's size back now. V8 would let tens of megabytes of them gather in each thread, since it sees only
+ * small objects. Smaller ones may be slices of a pool.
+ */
+function free(bytes: Uint8Array): void {
+  const { buffer } = bytes;
+  if (buffer instanceof ArrayBuffer && buffer.byteLength >= FREE_BYTES) buffer.transfer(0);
 }
 
 /** A small layer's blob has come whole with its TOC: no second request for it. */

@@ -23,7 +23,14 @@ interface Pending {
 interface Slot {
   readonly worker: Worker;
   job: Pending | undefined;
+  idleSinceMs: number;
+  ending: boolean;
 }
+
+/** A thread that had nothing to do for this long ends: one that has built a large layer keeps some 50 MiB of heap. */
+const IDLE_MS = 15_000;
+/** Threads that never end: the first miss after a quiet hour must not wait for one to come up. */
+const KEPT = 1;
 
 const ORDER: readonly FetchPriority[] = ['demand', 'prefetch', 'background'];
 
@@ -36,11 +43,18 @@ export class WorkerPool {
   readonly #queues: Record<FetchPriority, Pending[]> = { demand: [], prefetch: [], background: [] };
   readonly #slots: Slot[] = [];
   readonly #entry: URL;
+  #reaper: NodeJS.Timeout | undefined;
+  #activity = 0;
   #closed = false;
 
   constructor(options: { readonly size: number; readonly entry?: URL }) {
     this.#size = Math.max(2, options.size);
     this.#entry = options.entry ?? new URL('./layer-worker.ts', import.meta.url);
+  }
+
+  /** A number that changes with each job and each thread's end. */
+  get activity(): number {
+    return this.#activity;
   }
 
   /** Starts `count` threads before there is work for them: a thread takes some 50 ms to come up. */
@@ -70,6 +84,7 @@ export class WorkerPool {
   /** Waits for what runs; what is queued is refused. */
   async close(): Promise<void> {
     this.#closed = true;
+    clearTimeout(this.#reaper);
     for (const priority of ORDER) {
       for (const pending of this.#queues[priority].splice(0)) {
         pending.reject(new WorkerError('closed', 'The workers are closed'));
@@ -91,14 +106,35 @@ export class WorkerPool {
       const queue = this.#queues[priority];
       while (queue.length > 0) {
         if (priority !== 'demand' && this.#busyBelowDemand() >= this.#size - 1) return;
-        const slot = this.#slots.find((candidate) => candidate.job === undefined) ?? this.#grow();
+        const slot = this.#slots.find((candidate) => candidate.job === undefined && !candidate.ending) ?? this.#grow();
         const pending = slot === undefined ? undefined : queue.shift();
         if (slot === undefined || pending === undefined) return;
         slot.job = pending;
+        this.#activity++;
         slot.worker.ref();
         slot.worker.postMessage(pending.job, pending.transfer);
       }
     }
+  }
+
+  #reapLater(): void {
+    this.#reaper ??= setTimeout(() => {
+      this.#reaper = undefined;
+      this.#reap();
+    }, IDLE_MS).unref();
+  }
+
+  #reap(): void {
+    const now = performance.now();
+    const live = this.#slots.filter(({ ending }) => !ending);
+    const idle = live.filter(({ job, idleSinceMs }) => job === undefined && now - idleSinceMs >= IDLE_MS - 1);
+    const surplus = Math.max(0, live.length - KEPT);
+    // The oldest first: it is the one that has built most.
+    for (const slot of idle.slice(0, surplus)) {
+      slot.ending = true;
+      slot.worker.postMessage({ kind: 'end' } satisfies WorkerJob);
+    }
+    if (live.length - Math.min(idle.length, surplus) > KEPT) this.#reapLater();
   }
 
   #busyBelowDemand(): number {
@@ -106,18 +142,20 @@ export class WorkerPool {
   }
 
   #grow(): Slot | undefined {
-    if (this.#slots.length >= this.#size) return undefined;
+    if (this.#slots.filter(({ ending }) => !ending).length >= this.#size) return undefined;
     const worker = new Worker(this.#entry, {
       name: 'kindling-layers',
       // Building the image of a layer with 300,000 entries takes some 300 MiB.
       resourceLimits: { maxOldGenerationSizeMb: 1024, maxYoungGenerationSizeMb: 16 },
     });
-    const slot: Slot = { worker, job: undefined };
+    const slot: Slot = { worker, job: undefined, idleSinceMs: performance.now(), ending: false };
     worker.unref();
     worker.on('message', (answer: WorkerAnswer) => {
       const pending = slot.job;
       slot.job = undefined;
+      slot.idleSinceMs = performance.now();
       worker.unref();
+      this.#reapLater();
       if (pending !== undefined) {
         if ('error' in answer) pending.reject(new WorkerError(answer.error.code, answer.error.message));
         else pending.resolve(answer.result);
@@ -131,6 +169,7 @@ export class WorkerPool {
     });
     worker.on('exit', () => {
       slot.job?.reject(new WorkerError('crashed', 'A layer worker ended'));
+      this.#activity++;
       const at = this.#slots.indexOf(slot);
       if (at >= 0) this.#slots.splice(at, 1);
       if (!this.#closed) this.#dispatch();
