@@ -43,3 +43,9 @@ export function digestOfHex(hex: string): Digest {
 export function bytesOf(digest: Digest): Buffer {
   return Buffer.from(hexOf(digest), 'hex');
 }
+
+/** The digest that 32 raw bytes are. */
+export function digestOfBytes(bytes: Uint8Array): Digest {
+  if (bytes.length !== 32) throw new DigestError(`Cannot use ${bytes.length} bytes as a sha256 digest: it has 32`);
+  return `sha256:${Buffer.from(bytes.buffer, bytes.byteOffset, 32).toString('hex')}` as Digest;
+}

@@ -1,5 +1,5 @@
 import { encodeXattrs, xattrCount } from './erofs-xattrs.ts';
-import { attributesOf, type InodeAttributes } from './inode-attributes.ts';
+import { approximateTime, attributesOf, type InodeAttributes } from './inode-attributes.ts';
 import { LAYER_LIMITS, LayerError } from './layer-index.ts';
 import { isDirectory, type InodeType, type LayerDirectory, type LayerInode } from './layer-inode.ts';
 
@@ -110,23 +110,19 @@ interface Time {
 
 /** Inodes with this time can be compact: they take theirs from the superblock. */
 function mostFrequentTime(root: LayerDirectory): Time {
-  const counts = new Map<string, { seconds: number; nanoseconds: number; count: number }>();
+  const counts = new Map<number, { readonly inode: LayerInode; count: number }>();
   const visit = (inode: LayerInode): void => {
-    const { mtimeSeconds: seconds, mtimeNanoseconds: nanoseconds } = attributesOf(inode);
-    const key = `${seconds}.${nanoseconds}`;
-    const known = counts.get(key);
-    if (known === undefined) counts.set(key, { seconds, nanoseconds, count: 1 });
+    const time = approximateTime(inode);
+    const known = counts.get(time);
+    if (known === undefined) counts.set(time, { inode, count: 1 });
     else known.count++;
     if (isDirectory(inode)) for (const child of inode.children.values()) visit(child);
   };
   visit(root);
-  let best = { seconds: 0, nanoseconds: 0, count: 0 };
-  for (const time of counts.values()) {
-    const earlier =
-      time.seconds < best.seconds || (time.seconds === best.seconds && time.nanoseconds < best.nanoseconds);
-    if (time.count > best.count || (time.count === best.count && earlier)) best = time;
-  }
-  return best;
+  let best: { readonly inode: LayerInode; readonly count: number } = { inode: root, count: 0 };
+  for (const candidate of counts.values()) if (candidate.count > best.count) best = candidate;
+  const { mtimeSeconds: seconds, mtimeNanoseconds: nanoseconds } = attributesOf(best.inode);
+  return { seconds, nanoseconds };
 }
 
 class Layout {
@@ -272,8 +268,8 @@ function writeSuperblock(image: Buffer, fields: SuperblockFields): void {
   image.writeUInt32LE(FEATURE_COMPAT_MTIME, at + 8);
   image.writeUInt8(12, at + 12);
   image.writeUInt16LE(fields.rootNid, at + 14);
-  image.writeBigUInt64LE(BigInt(fields.inodes), at + 16);
-  image.writeBigUInt64LE(BigInt(fields.epoch.seconds), at + 24);
+  writeUInt64(image, fields.inodes, at + 16);
+  writeUInt64(image, fields.epoch.seconds, at + 24);
   image.writeUInt32LE(fields.epoch.nanoseconds, at + 32);
   image.writeUInt32LE(fields.blocks, at + 36);
   image.set(fields.uuid.subarray(0, 16), at + 48);
@@ -295,10 +291,10 @@ function writeInode(image: Buffer, placed: Placed, number: number, startBlock: n
   image.writeUInt32LE(device ? attributes.device : startBlock, at + 16);
   image.writeUInt32LE(number, at + 20);
   if (placed.extended) {
-    image.writeBigUInt64LE(BigInt(size), at + 8);
+    writeUInt64(image, size, at + 8);
     image.writeUInt32LE(attributes.uid, at + 24);
     image.writeUInt32LE(attributes.gid, at + 28);
-    image.writeBigUInt64LE(BigInt(attributes.mtimeSeconds), at + 32);
+    writeUInt64(image, attributes.mtimeSeconds, at + 32);
     image.writeUInt32LE(attributes.mtimeNanoseconds, at + 40);
     image.writeUInt32LE(inode.links, at + 44);
     placed.xattrs.copy(image, at + EXTENDED_BYTES);
@@ -333,13 +329,18 @@ function writeDirectory(image: Buffer, placed: Placed, plan: DirectoryPlan, star
       const child = name === '.' ? self : name === '..' ? parent : self.children?.get(name);
       if (child === undefined) continue;
       const at = base + (i - first) * DIRENT_BYTES;
-      image.writeUInt32LE(child.nid % 0x1_0000_0000, at);
-      image.writeUInt32LE(Math.floor(child.nid / 0x1_0000_0000), at + 4);
+      writeUInt64(image, child.nid, at);
       image.writeUInt16LE(nameAt, at + 8);
       image.writeUInt8(DIRENT_TYPES[child.type], at + 10);
       nameAt += image.write(name, base + nameAt, 'latin1');
     }
   }
+}
+
+/** A whole number below 2^53. */
+function writeUInt64(image: Buffer, value: number, at: number): void {
+  image.writeUInt32LE(value % 0x1_0000_0000, at);
+  image.writeUInt32LE(Math.floor(value / 0x1_0000_0000), at + 4);
 }
 
 function roundUp(value: number, unit: number): number {

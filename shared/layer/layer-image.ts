@@ -4,7 +4,7 @@ import { checkLayerIndex } from './index-check.ts';
 import { LAYER_LIMITS, LayerError, type LayerIndex } from './layer-index.ts';
 import { buildLayerTree } from './layer-tree.ts';
 import type { ImageExtent } from './span-map.ts';
-import { encodeSpanMap, type SpanMapEntry } from './span-map-file.ts';
+import { encodeSpanMap, type SpanMapEntry } from './span-map-encoder.ts';
 
 /** Changes whenever the same index would give another layout: nodes share offsets only within one version. */
 export const LAYOUT_VERSION = 1;

@@ -43,6 +43,7 @@ export interface LayerEntry {
 export interface SpanSegment {
   /** From the start of the blob. */
   readonly blobOffset: number;
+  /** 0 where no bounded range decodes to it (inside a large zstd frame): peers have it, or the whole blob is streamed. */
   readonly blobLength: number;
   /** Decoded bytes to drop before the wanted ones (`innerOffset` of a TOC chunk). */
   readonly skip: number;

@@ -1,4 +1,4 @@
-import { bytesOf, digestOfHex } from '#shared/digest/digest.ts';
+import { bytesOf, digestOfBytes } from '#shared/digest/digest.ts';
 import {
   type Checkpoint,
   type IndexSpan,
@@ -77,7 +77,7 @@ export function decodeSpans(input: VarintReader, windows: VarintReader): IndexSp
     if (streamLength > LAYER_LIMITS.spanBytes) throw malformed(`span ${i} has ${streamLength} bytes`);
     const pieces: SpanPiece[] = [];
     for (let left = column(5).count('pieces', column(6).left); left > 0; left--) {
-      pieces.push({ length: column(6).whole(), digest: digestOfHex(column(7).bytes(32).toString('hex')) });
+      pieces.push({ length: column(6).whole(), digest: digestOfBytes(column(7).bytes(32)) });
     }
     const code = column(8).whole();
     if (code > 8) throw malformed(`the checkpoint of span ${i} begins at bit ${code - 1}`);

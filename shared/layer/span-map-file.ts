@@ -1,15 +1,20 @@
-import { createHash } from 'node:crypto';
-import { zstdCompressSync, zstdDecompressSync } from 'node:zlib';
-import { bytesOf, type Digest, digestOfHex } from '#shared/digest/digest.ts';
-import {
-  type Checkpoint,
-  type IndexSpan,
-  LAYER_LIMITS,
-  LayerError,
-  type LayerFormat,
-  type SpanSegment,
-} from './layer-index.ts';
+import { zstdDecompressSync } from 'node:zlib';
+import type { Digest } from '#shared/digest/digest.ts';
+import { type Checkpoint, LAYER_LIMITS, LayerError, type LayerFormat, type SpanSegment } from './layer-index.ts';
 import type { ImageExtent, SpanMap } from './span-map.ts';
+import {
+  malformedMap,
+  NO_CHECKPOINT,
+  readSpanMapHeader,
+  SPAN_MAP_HEADER_BYTES,
+  spanMapHash,
+  spanMapSections,
+  type SpanMapCounts,
+} from './span-map-layout.ts';
+
+export { SPAN_MAP_HEADER_BYTES };
+
+const WINDOW_BYTES = 32 * 1024;
 
 /** A piece with the raw 32 bytes of its sha256. */
 export interface DecodablePiece {
@@ -27,176 +32,9 @@ export interface DecodableSpanMap extends SpanMap {
   checkpoint(span: number): Checkpoint | undefined;
 }
 
-/** What `encodeSpanMap` is told of a span; its payload is the extents'. */
-export interface SpanMapEntry {
-  readonly span: IndexSpan;
-  readonly imageStart: number;
-  readonly imageEnd: number;
-  readonly blobStart: number;
-  readonly blobEnd: number;
-  readonly extents: readonly ImageExtent[];
-}
-
-export interface SpanMapFields {
-  readonly layer: Digest;
-  readonly format: LayerFormat;
-  readonly blobSize: number;
-  readonly metadataSize: number;
-  readonly imageSize: number;
-  readonly prioritySpans: number;
-  readonly spans: readonly SpanMapEntry[];
-}
-
-/** Of the whole file; a header alone tells how much more `parseSpanTable` needs. */
-export const SPAN_MAP_HEADER_BYTES = 128;
-
-const MAGIC = Buffer.from('KNDLMAP\0', 'latin1');
-const VERSION = 1;
-const FORMATS: readonly LayerFormat[] = ['estargz', 'zstd-chunked', 'gzip', 'zstd', 'tar'];
-const NO_CHECKPOINT = 0xff;
-const WINDOW_BYTES = 32 * 1024;
-
-interface Counts {
-  readonly spans: number;
-  readonly extents: number;
-  readonly segments: number;
-  readonly pieces: number;
-  readonly windowBytes: number;
-}
-
-/**
- * The file, little-endian, every section on a multiple of 8 (n spans, e extents, s segments, p pieces):
- *
- *   0  magic[8]   8 u32 version   12 u32 format   16 f64 blob size   24 f64 metadata size   32 f64 image size
- *  40  u32 n      44 u32 priority spans   48 u32 e   52 u32 s   56 u32 p   60 u32 bytes of windows
- *  64  layer digest[32]   96 sha256[32] of all that follows
- * 128  f64[n] image start, f64[n] image end, f64[n] blob start, f64[n] blob end, u32[n] decoded length, u32[n] payload length
- *      (serving needs no more than these), u32[n+1] first extent, u32[n+1] first segment, u32[n+1] first piece, u32[n+1]
- *      first byte of the window, u8[n] bits of the checkpoint (255 = none),
- *      f64[e] image offset, u32[e] decoded offset, u32[e] length, f64[s] blob offset, u32[s] blob length, u32[s] skip,
- *      u32[s] length, u32[p] length, u8[p * 32] digests, u8[] windows, each a zstd frame
- */
-function sections(counts: Counts) {
-  let at = SPAN_MAP_HEADER_BYTES;
-  const section = (bytes: number): number => {
-    const start = at;
-    at = Math.ceil((at + bytes) / 8) * 8;
-    return start;
-  };
-  const { spans: n, extents: e, segments: s, pieces: p, windowBytes } = counts;
-  return {
-    imageStart: section(8 * n),
-    imageEnd: section(8 * n),
-    blobStart: section(8 * n),
-    blobEnd: section(8 * n),
-    decodedLength: section(4 * n),
-    payloadLength: section(4 * n),
-    tableEnd: section(0),
-    firstExtent: section(4 * (n + 1)),
-    firstSegment: section(4 * (n + 1)),
-    firstPiece: section(4 * (n + 1)),
-    firstWindow: section(4 * (n + 1)),
-    bits: section(n),
-    extentImage: section(8 * e),
-    extentDecoded: section(4 * e),
-    extentLength: section(4 * e),
-    segmentBlob: section(8 * s),
-    segmentBlobLength: section(4 * s),
-    segmentSkip: section(4 * s),
-    segmentLength: section(4 * s),
-    pieceLength: section(4 * p),
-    pieceDigest: section(32 * p),
-    windows: section(windowBytes),
-    end: section(0),
-  };
-}
-
-export function encodeSpanMap(fields: SpanMapFields): Buffer {
-  const { spans } = fields;
-  const windows = spans.map(({ span }) =>
-    span.checkpoint === undefined || span.checkpoint.window.length === 0
-      ? undefined
-      : zstdCompressSync(span.checkpoint.window),
-  );
-  const counts: Counts = {
-    spans: spans.length,
-    extents: spans.reduce((sum, span) => sum + span.extents.length, 0),
-    segments: spans.reduce((sum, { span }) => sum + span.segments.length, 0),
-    pieces: spans.reduce((sum, { span }) => sum + span.pieces.length, 0),
-    windowBytes: windows.reduce((sum, window) => sum + (window?.length ?? 0), 0),
-  };
-  if (counts.windowBytes > 0xffff_ffff) throw new LayerError('too-large', 'Cannot keep windows of more than 4 GiB');
-  const at = sections(counts);
-  const file = Buffer.from(new ArrayBuffer(at.end));
-  MAGIC.copy(file, 0);
-  file.writeUInt32LE(VERSION, 8);
-  file.writeUInt32LE(FORMATS.indexOf(fields.format), 12);
-  file.writeDoubleLE(fields.blobSize, 16);
-  file.writeDoubleLE(fields.metadataSize, 24);
-  file.writeDoubleLE(fields.imageSize, 32);
-  const words = [
-    counts.spans,
-    fields.prioritySpans,
-    counts.extents,
-    counts.segments,
-    counts.pieces,
-    counts.windowBytes,
-  ];
-  words.forEach((word, i) => file.writeUInt32LE(word, 40 + 4 * i));
-  bytesOf(fields.layer).copy(file, 64);
-
-  let extent = 0;
-  let segment = 0;
-  let piece = 0;
-  let window = 0;
-  const heads = (i: number): void => {
-    file.writeUInt32LE(extent, at.firstExtent + 4 * i);
-    file.writeUInt32LE(segment, at.firstSegment + 4 * i);
-    file.writeUInt32LE(piece, at.firstPiece + 4 * i);
-    file.writeUInt32LE(window, at.firstWindow + 4 * i);
-  };
-  spans.forEach((entry, i) => {
-    const { span } = entry;
-    file.writeDoubleLE(entry.imageStart, at.imageStart + 8 * i);
-    file.writeDoubleLE(entry.imageEnd, at.imageEnd + 8 * i);
-    file.writeDoubleLE(entry.blobStart, at.blobStart + 8 * i);
-    file.writeDoubleLE(entry.blobEnd, at.blobEnd + 8 * i);
-    file.writeUInt32LE(span.streamLength, at.decodedLength + 4 * i);
-    file.writeUInt32LE(
-      entry.extents.reduce((sum, { length }) => sum + length, 0),
-      at.payloadLength + 4 * i,
-    );
-    heads(i);
-    file.writeUInt8(span.checkpoint?.bits ?? NO_CHECKPOINT, at.bits + i);
-    for (const { imageOffset, decodedOffset, length } of entry.extents) {
-      file.writeDoubleLE(imageOffset, at.extentImage + 8 * extent);
-      file.writeUInt32LE(decodedOffset, at.extentDecoded + 4 * extent);
-      file.writeUInt32LE(length, at.extentLength + 4 * extent++);
-    }
-    for (const { blobOffset, blobLength, skip, length } of span.segments) {
-      file.writeDoubleLE(blobOffset, at.segmentBlob + 8 * segment);
-      file.writeUInt32LE(blobLength, at.segmentBlobLength + 4 * segment);
-      file.writeUInt32LE(skip, at.segmentSkip + 4 * segment);
-      file.writeUInt32LE(length, at.segmentLength + 4 * segment++);
-    }
-    for (const { length, digest } of span.pieces) {
-      file.writeUInt32LE(length, at.pieceLength + 4 * piece);
-      bytesOf(digest).copy(file, at.pieceDigest + 32 * piece++);
-    }
-    window += windows[i]?.copy(file, at.windows + window) ?? 0;
-  });
-  heads(spans.length);
-  hashOf(file).copy(file, 96);
-  return file;
-}
-
-function hashOf(file: Uint8Array): Buffer {
-  return createHash('sha256').update(file.subarray(SPAN_MAP_HEADER_BYTES)).digest();
-}
-
 /** The file is what was written: for use after an unclean boot. `parseSpanMap` does not read the whole file. */
 export function verifySpanMap(file: Uint8Array): boolean {
-  return file.length >= SPAN_MAP_HEADER_BYTES && hashOf(file).equals(file.subarray(96, 128));
+  return file.length >= SPAN_MAP_HEADER_BYTES && spanMapHash(file).equals(file.subarray(96, 128));
 }
 
 /**
@@ -204,7 +42,7 @@ export function verifySpanMap(file: Uint8Array): boolean {
  * @throws LayerError `malformed`
  */
 export function spanTableBytes(header: Uint8Array): number {
-  return sections(readHeader(header).counts).tableEnd;
+  return spanMapSections(readSpanMapHeader(header).counts).tableEnd;
 }
 
 /** The part that serving needs, from a prefix of the file. @throws LayerError `malformed` */
@@ -220,30 +58,6 @@ export function parseSpanMap(file: Uint8Array): DecodableSpanMap {
   return new FullSpanMap(file);
 }
 
-function readHeader(file: Uint8Array) {
-  const header = Buffer.from(file.buffer, file.byteOffset, file.length);
-  if (header.length < SPAN_MAP_HEADER_BYTES || !header.subarray(0, 8).equals(MAGIC)) {
-    throw malformed('it is not a span map');
-  }
-  const version = header.readUInt32LE(8);
-  if (version !== VERSION) throw malformed(`its version is ${version}, not ${VERSION}`);
-  const format = FORMATS[header.readUInt32LE(12)];
-  if (format === undefined) throw malformed('its format is unknown');
-  const word = (i: number) => header.readUInt32LE(40 + 4 * i);
-  const counts = { spans: word(0), extents: word(2), segments: word(3), pieces: word(4), windowBytes: word(5) };
-  const sizes = [header.readDoubleLE(16), header.readDoubleLE(24), header.readDoubleLE(32)] as const;
-  if (!sizes.every((size) => Number.isSafeInteger(size) && size >= 0)) throw malformed('a size is no whole number');
-  return {
-    layer: digestOfHex(header.toString('hex', 64, 96)),
-    format,
-    blobSize: sizes[0],
-    metadataSize: sizes[1],
-    imageSize: sizes[2],
-    prioritySpans: word(1),
-    counts,
-  };
-}
-
 class SpanTable implements SpanMap {
   readonly layer: Digest;
   readonly format: LayerFormat;
@@ -253,7 +67,7 @@ class SpanTable implements SpanMap {
   readonly spanCount: number;
   readonly prioritySpans: number;
   protected readonly file: Uint8Array;
-  protected readonly counts: Counts;
+  protected readonly counts: SpanMapCounts;
   readonly #imageStart: Float64Array;
   readonly #imageEnd: Float64Array;
   readonly #blobStart: Float64Array;
@@ -262,10 +76,10 @@ class SpanTable implements SpanMap {
   readonly #payloadLength: Uint32Array;
 
   constructor(bytes: Uint8Array, whole: boolean) {
-    const header = readHeader(bytes);
-    const at = sections(header.counts);
+    const header = readSpanMapHeader(bytes);
+    const at = spanMapSections(header.counts);
     const wanted = whole ? at.end : at.tableEnd;
-    if (bytes.length < wanted) throw malformed(`it has ${bytes.length} bytes, not ${wanted}`);
+    if (bytes.length < wanted) throw malformedMap(`it has ${bytes.length} bytes, not ${wanted}`);
     const file = bytes.byteOffset % 8 === 0 ? bytes : new Uint8Array(bytes);
     const n = header.counts.spans;
     const base = file.byteOffset;
@@ -288,8 +102,8 @@ class SpanTable implements SpanMap {
   }
 
   #check(): void {
-    if (this.prioritySpans > this.spanCount) throw malformed('it has more priority spans than spans');
-    if (this.metadataSize > this.imageSize) throw malformed('its metadata is larger than its image');
+    if (this.prioritySpans > this.spanCount) throw malformedMap('it has more priority spans than spans');
+    if (this.metadataSize > this.imageSize) throw malformedMap('its metadata is larger than its image');
     let end = this.metadataSize;
     for (let i = 0; i < this.spanCount; i++) {
       const start = this.imageStart(i);
@@ -299,7 +113,7 @@ class SpanTable implements SpanMap {
       const decoded = this.decodedLength(i);
       // NaN fails every comparison and so is refused too.
       if (!(ordered && inside && decoded <= LAYER_LIMITS.spanBytes && this.payloadLength(i) <= decoded)) {
-        throw malformed(`span ${i} is out of order or out of bounds`);
+        throw malformedMap(`span ${i} is out of order or out of bounds`);
       }
     }
   }
@@ -366,7 +180,7 @@ class FullSpanMap extends SpanTable implements DecodableSpanMap {
   constructor(bytes: Uint8Array) {
     super(bytes, true);
     const { counts, file, spanCount: n } = this;
-    const at = sections(counts);
+    const at = spanMapSections(counts);
     const words = (start: number, count: number) => new Uint32Array(file.buffer, file.byteOffset + start, count);
     const doubles = (start: number, count: number) => new Float64Array(file.buffer, file.byteOffset + start, count);
     this.#firstExtent = words(at.firstExtent, n + 1);
@@ -392,10 +206,10 @@ class FullSpanMap extends SpanTable implements DecodableSpanMap {
     ] as const) {
       let before = 0;
       for (const head of heads) {
-        if (head < before) throw malformed('a table does not ascend');
+        if (head < before) throw malformedMap('a table does not ascend');
         before = head;
       }
-      if (heads[0] !== 0 || before !== count) throw malformed('a table does not cover its entries');
+      if (heads[0] !== 0 || before !== count) throw malformedMap('a table does not cover its entries');
     }
   }
 
@@ -409,13 +223,14 @@ class FullSpanMap extends SpanTable implements DecodableSpanMap {
       const imageOffset = this.#extentImage[i] ?? 0;
       const decodedOffset = this.#extentDecoded[i] ?? 0;
       const length = this.#extentLength[i] ?? 0;
-      if (!(decodedOffset >= decodedEnd && imageOffset >= imageEnd)) throw malformed(`extents of span ${span} overlap`);
+      if (!(decodedOffset >= decodedEnd && imageOffset >= imageEnd))
+        throw malformedMap(`extents of span ${span} overlap`);
       decodedEnd = decodedOffset + length;
       imageEnd = imageOffset + length;
       extents.push({ imageOffset, decodedOffset, length });
     }
     if (decodedEnd > this.decodedLength(span) || imageEnd > this.imageEnd(span)) {
-      throw malformed(`extents of span ${span} leave it`);
+      throw malformedMap(`extents of span ${span} leave it`);
     }
     return extents;
   }
@@ -427,7 +242,7 @@ class FullSpanMap extends SpanTable implements DecodableSpanMap {
       const blobOffset = this.#segmentBlob[i] ?? 0;
       const blobLength = this.#segmentBlobLength[i] ?? 0;
       if (!(blobOffset >= this.blobStart(span) && blobOffset + blobLength <= this.blobEnd(span))) {
-        throw malformed(`segments of span ${span} leave its range of the blob`);
+        throw malformedMap(`segments of span ${span} leave its range of the blob`);
       }
       segments.push({ blobOffset, blobLength, skip: this.#segmentSkip[i] ?? 0, length: this.#segmentLength[i] ?? 0 });
     }
@@ -454,8 +269,4 @@ class FullSpanMap extends SpanTable implements DecodableSpanMap {
       throw new LayerError('malformed', `Cannot read the span map: the window of span ${span} is damaged`, { cause });
     }
   }
-}
-
-function malformed(why: string): LayerError {
-  return new LayerError('malformed', `Cannot read the span map: ${why}`);
 }
