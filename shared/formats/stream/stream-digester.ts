@@ -62,7 +62,8 @@ export class StreamDigester {
       const span = this.#spans[at];
       const last = span?.segments.at(-1);
       if (span === undefined || last === undefined || last.blobOffset !== blobOffset || last.blobLength !== 0) return;
-      this.#spans[at] = { ...span, segments: [...span.segments.slice(0, -1), { ...last, blobLength }] };
+      const amended = blobLength === 0 ? { ...last, skip: 0 } : { ...last, blobLength };
+      this.#spans[at] = { ...span, segments: [...span.segments.slice(0, -1), amended] };
     }
   }
 

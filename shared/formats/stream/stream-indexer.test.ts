@@ -3,9 +3,13 @@ import { createHash } from 'node:crypto';
 import { describe, test } from 'node:test';
 import { deflateRawSync, gzipSync, constants, zstdCompressSync } from 'node:zlib';
 import { type Digest, sha256 } from '#shared/digest/digest.ts';
+import { isSeekable } from '#shared/formats/build-index.ts';
 import { codingOfIndex } from '#shared/formats/index-coding.ts';
 import { SpanDecoder } from '#shared/formats/span-decoder.ts';
 import { LayerError, type LayerEntry, type LayerIndex } from '#shared/layer/layer-index.ts';
+import { buildLayerImage } from '#shared/layer/layer-image.ts';
+import { decodeLayerIndex, encodeLayerIndex } from '#shared/layer/index-codec.ts';
+import { parseSpanMap } from '#shared/layer/span-map-file.ts';
 import { TAR_END, tarHeader, tarPadding } from '#shared/tar/tar-writer.ts';
 import { AnyWalker } from './any-walker.ts';
 import { StreamDigester } from './stream-digester.ts';
@@ -161,8 +165,29 @@ describe('indexing a stream', () => {
       );
       assert.ok(found.spans.length > 2, `${found.spans.length} spans`);
       assert.ok(decodeAll(found, blob).equals(payload));
+      const kept = encodeLayerIndex(found);
+      assert.deepEqual(decodeLayerIndex(kept, found.layer), found);
+      assert.ok(kept.length < Math.max(20_000, blob.length * 0.01), `an index of ${kept.length} bytes`);
+      const map = parseSpanMap(buildLayerImage(found).map);
+      using decoder = new SpanDecoder();
+      const bytes = blob.subarray(map.blobStart(1), map.blobEnd(1));
+      assert.equal(decoder.decode(map, 1, { form: 'compressed', bytes }).length, map.payloadLength(1));
     });
   }
+
+  test('a large zstd frame has spans that only peers can give', async () => {
+    const large = tarOf([['zeros', Buffer.alloc(36_000_000)]]);
+    const blob = zstdCompressSync(large);
+    const found = await index(blob);
+    assert.equal(isSeekable(found), false);
+    assert.equal(isSeekable(await index(blobs['zstd of frames'] ?? blob)), true);
+    assert.deepEqual(decodeLayerIndex(encodeLayerIndex(found), found.layer), found);
+    const map = parseSpanMap(buildLayerImage(found).map);
+    using decoder = new SpanDecoder();
+    const content = Buffer.alloc(map.payloadLength(2));
+    assert.equal(decoder.decode(map, 2, { form: 'payload', bytes: content }).length, content.length);
+    assert.throws(() => decoder.decode(map, 2, { form: 'compressed', bytes: Buffer.alloc(0) }), { code: 'malformed' });
+  });
 
   test('an index does not depend on how the blob arrives, nor on who inflates', () => {
     const small = tarOf([

@@ -16,7 +16,10 @@ export interface WalkSink {
   /** The first `length` bytes of the last buffer are the stream's next ones. */
   data(buffer: Buffer, length: number): void;
   cut(cut: StreamCut): void;
-  /** The part of the blob at `blobOffset` that the last cuts name, their length 0, has this length. */
+  /**
+   * The part of the blob at `blobOffset` that the last cuts name, their length 0, has this length; 0 = they stay without, and
+   * skip nothing.
+   */
   amend(blobOffset: number, blobLength: number): void;
 }
 

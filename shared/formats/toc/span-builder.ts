@@ -12,7 +12,7 @@ import { malformed, type TocChunk } from './toc-entry.ts';
 const MAX_GAP_BYTES = 64 * 1024;
 
 /** More than this much decoded before the wanted bytes of a member is refused: every read would pay for it. */
-const MAX_SKIP_BYTES = 64 * 1024 * 1024;
+const MAX_SKIP_BYTES = LAYER_LIMITS.spanBytes;
 
 /**
  * Compressed bytes that can be needed for so many decoded ones. What lies behind them in the member (headers of files without

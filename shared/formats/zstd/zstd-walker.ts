@@ -1,6 +1,6 @@
 import { DecodeError, SyncDecoder } from '#shared/formats/sync-decoder.ts';
 import { isBomb, type StreamWalker, WALK_BUFFER_BYTES, type WalkSink } from '#shared/formats/stream/stream-walker.ts';
-import { LayerError, type SpanSegment } from '#shared/layer/layer-index.ts';
+import { LAYER_LIMITS, LayerError, type SpanSegment } from '#shared/layer/layer-index.ts';
 import { type FramePart, ZstdFrames } from './zstd-frames.ts';
 
 /** Decoded bytes after which a span ends with its frame. */
@@ -8,9 +8,12 @@ const SPAN_BYTES = 1024 * 1024;
 /** A frame that decodes to more than this is cut inside, though each part must then be decoded from the frame's front. */
 const INNER_SPAN_BYTES = 4 * 1024 * 1024;
 
+/** A larger frame is fetched and decoded from its front for no part of it. */
+const MAX_FRAME_BYTES = 2 * LAYER_LIMITS.spanBytes;
+
 /**
  * Walks a zstd blob. Frames, or groups of small ones, are spans. A frame has no seek points: a large one is cut all the same, so that
- * its parts can be shared and verified, but none of them can be had from the blob without decoding what is before it.
+ * its parts can be shared and verified, but each is decoded from the frame's front, and of a frame above `MAX_FRAME_BYTES` not at all.
  */
 export class ZstdWalker implements StreamWalker {
   readonly #sink: WalkSink;
@@ -98,17 +101,18 @@ export class ZstdWalker implements StreamWalker {
   #frameEnds(blobEnd: number): void {
     this.#isInFrame = false;
     this.#frameEnd = blobEnd;
-    if (this.#innerCuts > 0) this.#sink.amend(this.#frameBlob, blobEnd - this.#frameBlob);
+    const isLarge = Math.max(this.#streamOffset - this.#frameStream, blobEnd - this.#frameBlob) > MAX_FRAME_BYTES;
+    if (this.#innerCuts > 0) this.#sink.amend(this.#frameBlob, isLarge ? 0 : blobEnd - this.#frameBlob);
     const length = this.#streamOffset - this.#spanStart;
     if (length >= SPAN_BYTES || (this.#innerCuts > 0 && length > 0)) {
       this.#flush();
-      this.#cut(blobEnd);
+      this.#cut(blobEnd, isLarge);
     }
     this.#innerCuts = 0;
   }
 
   /** Ends the span here. `frameEnd` = 0 inside a frame. */
-  #cut(frameEnd: number): void {
+  #cut(frameEnd: number, isLarge = false): void {
     const segments: SpanSegment[] = [];
     const frameStart = Math.max(this.#frameStream, this.#spanStart);
     if (frameEnd > 0 && this.#innerCuts === 0) {
@@ -127,8 +131,8 @@ export class ZstdWalker implements StreamWalker {
       segments.push({
         blobOffset: this.#frameBlob,
         // 0 until the end of the frame is known.
-        blobLength: frameEnd === 0 ? 0 : frameEnd - this.#frameBlob,
-        skip: frameStart - this.#frameStream,
+        blobLength: frameEnd === 0 || isLarge ? 0 : frameEnd - this.#frameBlob,
+        skip: isLarge ? 0 : frameStart - this.#frameStream,
         length: this.#streamOffset - frameStart,
       });
     }

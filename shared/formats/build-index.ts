@@ -1,0 +1,109 @@
+import type { Digest } from '#shared/digest/digest.ts';
+import { LayerError, type LayerIndex } from '#shared/layer/layer-index.ts';
+import type { PayloadSink } from './stream/stream-digester.ts';
+import { StreamIndexer } from './stream/stream-indexer.ts';
+import { indexFromToc } from './toc/index-from-toc.ts';
+import { TAIL_BYTES, TOC_DIGEST_ANNOTATION, tocFromTail, ZSTD_CHUNKED_CHECKSUM_ANNOTATIONS } from './toc/toc-tail.ts';
+
+/** Where the bytes of one blob come from. Both reject when `signal` aborts. */
+export interface BlobSource {
+  /** Bytes [start, end). */
+  range(start: number, end: number, signal: AbortSignal): Promise<Uint8Array>;
+  /** All of them, in order. */
+  stream(signal: AbortSignal): AsyncIterable<Uint8Array>;
+}
+
+/** The part of an OCI descriptor that matters here. */
+export interface BlobDescriptor {
+  readonly digest: Digest;
+  readonly size: number;
+  readonly annotations?: Readonly<Record<string, string>> | undefined;
+}
+
+export interface BuildIndexOptions {
+  /** Digest of the uncompressed tar as the image's config has it; checked where the blob is streamed. */
+  readonly diffId?: Digest | undefined;
+  /** `never` streams a blob that has a TOC too: then the diff ID is known and all of it was verified. */
+  readonly toc?: 'use' | 'never';
+  /** See StreamIndexer. */
+  readonly threads?: 'one' | 'two';
+  readonly payload?: PayloadSink | undefined;
+  /** Bytes of the blob read so far; not called where a TOC does. */
+  readonly onProgress?: ((blobBytes: number) => void) | undefined;
+}
+
+/** Whether a descriptor's annotations say that its blob has a TOC, and vouch for it. */
+export function announcesToc(descriptor: BlobDescriptor): boolean {
+  const { annotations = {} } = descriptor;
+  return [TOC_DIGEST_ANNOTATION, ...ZSTD_CHUNKED_CHECKSUM_ANNOTATIONS].some((name) => annotations[name] !== undefined);
+}
+
+/** Whether every span can be had from the blob by itself; not so for large zstd frames, which have no seek points. */
+export function isSeekable(index: Pick<LayerIndex, 'spans'>): boolean {
+  return index.spans.every(({ segments }) => segments.every(({ blobLength }) => blobLength > 0));
+}
+
+/**
+ * The index of a layer: from its TOC with one or two range requests where it has one, else from one pass over the blob.
+ *
+ * @throws LayerError when the layer must not be used; errors of the source come through.
+ */
+export async function buildLayerIndex(
+  source: BlobSource,
+  descriptor: BlobDescriptor,
+  options: BuildIndexOptions,
+  signal: AbortSignal,
+): Promise<LayerIndex> {
+  if (options.toc !== 'never' && announcesToc(descriptor)) {
+    const index = await indexByToc(source, descriptor, signal);
+    if (index !== undefined) return index;
+  }
+  await using indexer = new StreamIndexer({
+    layer: descriptor.digest,
+    blobSize: descriptor.size,
+    diffId: options.diffId,
+    payload: options.payload,
+    threads: options.threads ?? 'two',
+  });
+  let blobBytes = 0;
+  for await (const bytes of source.stream(signal)) {
+    signal.throwIfAborted();
+    await indexer.push(bytes);
+    blobBytes += bytes.length;
+    options.onProgress?.(blobBytes);
+  }
+  signal.throwIfAborted();
+  return await indexer.finish();
+}
+
+/** undefined where the blob has no TOC that can be used, though its descriptor said so. */
+async function indexByToc(
+  source: BlobSource,
+  descriptor: BlobDescriptor,
+  signal: AbortSignal,
+): Promise<LayerIndex | undefined> {
+  const { digest: layer, size: blobSize, annotations = {} } = descriptor;
+  let from = Math.max(0, blobSize - TAIL_BYTES);
+  for (;;) {
+    const tail = await source.range(from, blobSize, signal);
+    if (tail.length !== blobSize - from) {
+      throw new LayerError(
+        'malformed',
+        `Refused layer ${layer}: ${tail.length} bytes of its end, not ${blobSize - from}`,
+      );
+    }
+    const found = tocFromTail({ tail, blobSize, layer, annotations });
+    if (found.kind === 'none') return undefined;
+    if (found.kind === 'more') {
+      from = found.from;
+      continue;
+    }
+    try {
+      return indexFromToc({ ...found, layer, blobSize });
+    } catch (error) {
+      // Legacy stargz has chunks without digests: only the whole blob vouches for them.
+      if (error instanceof LayerError && error.code === 'unsupported') return undefined;
+      throw error;
+    }
+  }
+}
