@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { describe, it } from 'node:test';
+import * as fc from 'fast-check';
 import { compareTrees, walkTree } from '#test/harness/compare-trees.ts';
 import { TempFolder } from '#test/harness/temp-folder.ts';
 import { runTool } from '#test/images/tool.ts';
@@ -94,6 +95,20 @@ async function mount(image: string, folder: string, signal: AbortSignal): Promis
   return folder;
 }
 
+/** Trees whose inodes end at all places of a block: names, symlinks and xattrs of any length. */
+const trees = fc.array(
+  fc.record({
+    folder: fc.nat(3),
+    type: fc.constantFrom('file', 'directory', 'symlink', 'fifo' as const),
+    name: fc.integer({ min: 1, max: 240 }),
+    link: fc.integer({ min: 1, max: 4095 }),
+    xattr: fc.oneof(fc.constant(-1), fc.nat(5000)),
+    copies: fc.nat(40),
+    late: fc.boolean(),
+  }),
+  { minLength: 1, maxLength: 12 },
+);
+
 describe('the EROFS of a layer', { skip: SKIP, timeout: 60_000 }, () => {
   it('shows what tar unpacks, attribute by attribute', async ({ signal }) => {
     await using temp = await TempFolder.create();
@@ -161,5 +176,24 @@ describe('the EROFS of a layer', { skip: SKIP, timeout: 60_000 }, () => {
     const options = `lowerdir=${top}:${bottom}`;
     await runTool('mount', ['-t', 'overlay', '-o', options, 'overlay', temp.join('merged')], signal);
     assert.deepEqual([...(await walkTree(temp.join('merged'), signal)).keys()], ['.', 'd', 'd/new', 'kept']);
+  });
+
+  it('passes fsck.erofs whatever the lengths of names, symlinks and xattrs', async ({ signal }) => {
+    await using temp = await TempFolder.create();
+    await fc.assert(
+      fc.asyncProperty(trees, async (tree) => {
+        const list = tree.flatMap(({ folder, type, name, link, xattr, copies, late }, i) =>
+          Array.from({ length: copies + 1 }, (_, copy) =>
+            fakeMember(`${'d'.repeat(folder * 80 + 1)}/${i}.${copy}.${'n'.repeat(name)}`, type, '', {
+              ...(type === 'symlink' ? { linkName: 'l'.repeat(link) } : {}),
+              xattrs: xattr < 0 ? [] : [[Buffer.from('user.x'), Buffer.alloc(xattr, 1)]],
+              mtimeSeconds: late ? copy : 7,
+            }),
+          ),
+        );
+        await makeImage(fakeTar(list), temp.join('image'), signal);
+      }),
+      { numRuns: Number(process.env['FUZZ_RUNS'] ?? 25) },
+    );
   });
 });
