@@ -84,7 +84,7 @@ export const SETTINGS = {
   backgroundQuietMs: {
     env: 'KINDLING_BACKGROUND_QUIET_MS',
     schema: integer.pipe(z.int().min(0).max(3_600_000)),
-    default: '1000',
+    default: '5000',
     unit: 'ms',
     help: 'Background completion waits until nothing was asked for this long',
   },
