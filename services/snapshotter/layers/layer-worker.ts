@@ -16,7 +16,7 @@ import type { SharedMap, WorkerAnswer, WorkerJob, WorkerResults } from './worker
 
 /** Parsed maps kept in a thread; the bytes are shared, so one costs next to nothing. */
 const MAPS = 32;
-const FREE_BYTES = 64 * 1024;
+const FREE_BYTES = Math.max(64 * 1024, Buffer.poolSize);
 
 const decoder = new SpanDecoder();
 const writer = new ImageWriter();
@@ -96,11 +96,11 @@ function run(job: WorkerJob): WorkerResults[keyof WorkerResults] {
 
 /**
  * Gives a buffer of a span's size back now. V8 would let tens of megabytes of them gather in each thread, since it sees only
- * small objects. Smaller ones may be slices of a pool.
+ * small objects. Node's own pool cannot be detached: what is not larger may be a slice of it.
  */
 function free(bytes: Uint8Array): void {
   const { buffer } = bytes;
-  if (buffer instanceof ArrayBuffer && buffer.byteLength >= FREE_BYTES) buffer.transfer(0);
+  if (buffer instanceof ArrayBuffer && buffer.byteLength > FREE_BYTES) buffer.transfer(0);
 }
 
 /** A small layer's blob has come whole with its TOC: no second request for it. */
