@@ -1,6 +1,7 @@
 import { closeSync, ftruncateSync, openSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { sha256 } from '#shared/digest/digest.ts';
+import { isSeekable } from '#shared/formats/build-index.ts';
 import type { LayerIndex } from '#shared/layer/layer-index.ts';
 import { buildLayerImage } from '#shared/layer/layer-image.ts';
 import { parseSpanMap, type DecodableSpanMap } from '#shared/layer/span-map-file.ts';
@@ -44,6 +45,7 @@ export function layOut(
       spanCount: map.spanCount,
       prioritySpans: map.prioritySpans,
       inodes: image.inodes,
+      seekable: isSeekable(index),
       impliedDirectories: image.impliedDirectories.map((path) => path.toString('base64')),
       rootOwner: image.rootOwner,
       metadataDigest: sha256(image.metadata),

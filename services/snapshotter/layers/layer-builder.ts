@@ -1,6 +1,7 @@
-import { rm } from 'node:fs/promises';
+import { mkdir, rm } from 'node:fs/promises';
 import type { Digest } from '#shared/digest/digest.ts';
 import { TOC_DIGEST_ANNOTATION, ZSTD_CHUNKED_CHECKSUM_ANNOTATIONS } from '#shared/formats/toc/toc-tail.ts';
+import type { IndexSource } from '#shared/indexes/index-source.ts';
 import type { Descriptor } from '#shared/registry/manifest.ts';
 import { hostPlatform } from '#shared/registry/platform.ts';
 import { formatReference, parseReference, type Reference } from '#shared/registry/reference.ts';
@@ -11,21 +12,6 @@ import type { LayerDirectory } from './layer-directory.ts';
 import type { LayerRecord } from './layer-record.ts';
 import type { BuiltLayer } from './worker-job.ts';
 import { WorkerError, type WorkerPool } from './worker-pool.ts';
-
-/** Where an index that somebody else has built may be found; asked in order. */
-export interface IndexSource {
-  find(
-    request: {
-      readonly layer: Digest;
-      readonly sizeBytes?: number;
-      readonly mediaType?: string;
-      readonly repository: string;
-      readonly manifest?: Digest;
-      readonly annotations: Readonly<Record<string, string>>;
-    },
-    signal: AbortSignal,
-  ): Promise<Uint8Array | undefined>;
-}
 
 /** Fills a layer's folder from one pass over its blob, where there is neither index nor TOC. */
 export interface StreamBuilder {
@@ -51,10 +37,17 @@ interface ResolvedRequest {
   readonly annotations: Readonly<Record<string, string>>;
 }
 
+interface Built {
+  readonly built: BuiltLayer;
+  readonly downloadedBytes: number;
+}
+
 export interface BuiltFolder {
   readonly record: LayerRecord;
   /** Still to be published. */
   readonly folder: string;
+  /** What the registry was asked for. */
+  readonly downloadedBytes: number;
 }
 
 /** Annotations that tell that a blob has a TOC, and by their digest which TOC to believe. */
@@ -107,14 +100,14 @@ export class LayerBuilder {
     const folder = await this.#directory.begin();
     try {
       const resolved = await this.#resolve(request, signal);
-      const built = await this.#buildIn(folder, resolved, signal);
+      const { built, downloadedBytes } = await this.#buildIn(folder, resolved, signal);
       const { sizeBytes, mediaType, annotations } = resolved;
       const record: LayerRecord = {
         version: 1,
         ...built,
         requests: [{ ...request, sizeBytes, mediaType, annotations: { ...annotations } }],
       };
-      return { record, folder };
+      return { record, folder, downloadedBytes };
     } catch (error) {
       await rm(folder, { recursive: true, force: true });
       signal.throwIfAborted();
@@ -122,15 +115,18 @@ export class LayerBuilder {
     }
   }
 
-  async #buildIn(folder: string, resolved: ResolvedRequest, signal: AbortSignal): Promise<BuiltLayer> {
+  async #buildIn(folder: string, resolved: ResolvedRequest, signal: AbortSignal): Promise<Built> {
     const { layer } = resolved.request;
     const index = await this.#findIndex(resolved, signal);
     if (index !== undefined) {
       try {
-        return await this.#workers.run({ kind: 'build-index', layer, folder, index }, 'prefetch');
+        const built = await this.#workers.run({ kind: 'build-index', layer, folder, index }, 'prefetch');
+        if (built.seekable) return { built, downloadedBytes: 0 };
+        await this.#clear(folder);
       } catch (error) {
         // A bad index of somebody else's must not keep the layer from starting: its blob can be read without.
         this.#logger.warn({ layer, err: error }, 'Cannot use the index that was found');
+        await this.#clear(folder);
       }
     }
     if (TOC_ANNOTATIONS.some((name) => resolved.annotations[name] !== undefined)) {
@@ -138,7 +134,14 @@ export class LayerBuilder {
       if (built !== undefined) return built;
     }
     const { repository, sizeBytes, mediaType } = resolved;
-    return await this.#streamed.build({ repository, layer, sizeBytes, mediaType }, folder, signal);
+    const built = await this.#streamed.build({ repository, layer, sizeBytes, mediaType }, folder, signal);
+    return { built, downloadedBytes: sizeBytes };
+  }
+
+  /** For another attempt in the same folder. */
+  async #clear(folder: string): Promise<void> {
+    await rm(folder, { recursive: true, force: true });
+    await mkdir(folder, { mode: 0o700 });
   }
 
   async #findIndex(resolved: ResolvedRequest, signal: AbortSignal): Promise<Uint8Array | undefined> {
@@ -163,20 +166,22 @@ export class LayerBuilder {
     return undefined;
   }
 
-  async #buildFromToc(folder: string, resolved: ResolvedRequest, signal: AbortSignal): Promise<BuiltLayer | undefined> {
+  async #buildFromToc(folder: string, resolved: ResolvedRequest, signal: AbortSignal): Promise<Built | undefined> {
     const { request, repository, sizeBytes, mediaType, annotations } = resolved;
     const { layer } = request;
     let length = tailLength(sizeBytes, annotations);
+    let downloadedBytes = 0;
     // Once for the guess, once for what the footer says.
     for (let attempt = 0; attempt < 2; attempt++) {
       const bytes = await this.#registry.tail(repository, { digest: layer, size: sizeBytes }, length, signal);
       const tail = new Uint8Array(bytes);
+      downloadedBytes += tail.length;
       const answer = await this.#workers.run(
         { kind: 'build-tail', layer, folder, blobSize: sizeBytes, mediaType, annotations, tail },
         'prefetch',
         [tail.buffer],
       );
-      if (answer.kind === 'built') return answer.layer;
+      if (answer.kind === 'built') return { built: answer.layer, downloadedBytes };
       if (answer.kind === 'no-toc') return undefined;
       length = sizeBytes - answer.from;
       if (length > MAX_TOC) break;

@@ -31,6 +31,8 @@ const schema = z.object({
   spanCount: size,
   prioritySpans: size,
   inodes: size,
+  /** False where spans cannot be had from the blob by themselves (zstd in one frame). */
+  seekable: z.boolean(),
   /** Base64 of the paths that exist only because something lies below them. */
   impliedDirectories: z.array(z.string()),
   /** Owner of the root, where the layer has an entry for it. */

@@ -145,6 +145,12 @@ export class LayerStatistics implements FetchObserver {
     this.#figures.delete(layer);
   }
 
+  /** A layer was made, of so many bytes of its blob: its TOC, or all of it. */
+  built(layer: Digest, bytes: number): void {
+    this.#of(layer).bytesBySource.registry += bytes;
+    this.#bytes.inc({ source: 'registry', priority: 'prefetch' }, bytes);
+  }
+
   fetched(event: FetchedSpan): void {
     const { source, priority, bytes, span, waitedMs } = event;
     const figures = this.#of(event.target.layer);

@@ -14,7 +14,8 @@ import { Evictor } from './evictor.ts';
 import { FetchScheduler } from './fetch-scheduler.ts';
 import type { FetchLimits } from './fetch-pace.ts';
 import { Layer, type LayerContext } from './layer.ts';
-import { LayerBuilder, type IndexSource, type StreamBuilder } from './layer-builder.ts';
+import type { IndexSource } from '#shared/indexes/index-source.ts';
+import { LayerBuilder, type StreamBuilder } from './layer-builder.ts';
 import { LayerDirectory } from './layer-directory.ts';
 import { LayerReadError } from './layer-error.ts';
 import type { LayerMounts } from './layer-mounts.ts';
@@ -289,7 +290,8 @@ export class LayerStore implements LayerFiles, LayerProvider {
 
   async #build(request: LayerRequest): Promise<Layer> {
     const signal = this.#stopping.signal;
-    const { record, folder } = await this.#builder.build(request, signal);
+    const { record, folder, downloadedBytes } = await this.#builder.build(request, signal);
+    this.#options.statistics.built(request.layer, downloadedBytes);
     await this.#directory.publish(folder, record);
     const layer = new Layer(await this.#directory.load(request.layer, true, signal), this.#context);
     this.#add(layer);

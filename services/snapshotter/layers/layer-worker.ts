@@ -6,7 +6,7 @@ import { SpanDecoder } from '#shared/formats/span-decoder.ts';
 import { indexFromToc } from '#shared/formats/toc/index-from-toc.ts';
 import { tocFromTail } from '#shared/formats/toc/toc-tail.ts';
 import { decodeLayerIndex } from '#shared/layer/index-codec.ts';
-import { LayerError } from '#shared/layer/layer-index.ts';
+import { LayerError, type LayerIndex } from '#shared/layer/layer-index.ts';
 import { parseSpanMap, type DecodableSpanMap } from '#shared/layer/span-map-file.ts';
 import { layOut } from './built-layer.ts';
 import { ImageWriter } from './image-writer.ts';
@@ -85,7 +85,15 @@ function run(job: WorkerJob): WorkerResults[keyof WorkerResults] {
       if (found.kind === 'more') return found;
       if (found.kind === 'none') return { kind: 'no-toc' };
       const { json, format, dataEnd } = found;
-      const built = layOut(indexFromToc({ json, format, layer, blobSize, dataEnd }), folder);
+      let index: LayerIndex;
+      try {
+        index = indexFromToc({ json, format, layer, blobSize, dataEnd });
+      } catch (error) {
+        // Chunks without digests (legacy stargz): only the whole blob vouches for them.
+        if (error instanceof LayerError && error.code === 'unsupported') return { kind: 'no-toc' };
+        throw error;
+      }
+      const built = layOut(index, folder);
       const spansStored = tail.length === blobSize ? storeAll(folder, built.map, tail) : 0;
       return { kind: 'built', layer: built.layer, spansStored };
     }
