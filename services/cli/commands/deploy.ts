@@ -1,10 +1,9 @@
 import { randomUUID } from 'node:crypto';
 import { Command } from 'commander';
-import { busSettings, openBus } from '#shared/bus/open-bus.ts';
-import { loadSettings, SettingsError } from '#shared/config/settings.ts';
+import { SettingsError } from '#shared/config/settings.ts';
 import { subjectOf, toBus, fromBus, type ImageIndexed } from '#shared/events/image-events.ts';
 import { formatReference, parseReference } from '#shared/registry/reference.ts';
-import { createLogger } from '#shared/telemetry/logger.ts';
+import { clusterAccess } from '../cluster-access.ts';
 import { untilInterrupted } from '../until-interrupted.ts';
 
 interface Flags {
@@ -34,15 +33,13 @@ export function command(): Command {
 
 async function deploy(image: string, flags: Flags, signal: AbortSignal): Promise<void> {
   const reference = parseReference(image);
-  const own = new Set<string>(Object.values(busSettings).map((setting) => setting.env));
-  const env = Object.fromEntries(Object.entries(process.env).filter(([name]) => own.has(name)));
-  const values = loadSettings(busSettings, flags.nats === undefined ? env : { ...env, NATS_URL: flags.nats });
-  if (values.natsUrl === undefined) {
+  const opened = await clusterAccess(flags.nats);
+  if (opened === undefined) {
     throw new SettingsError(
       'Cannot deploy: tell the NATS server of the cluster with --nats or NATS_URL; on a single node use "kindling pull"',
     );
   }
-  await using bus = await openBus(values, 'kindling-cli', undefined, createLogger('cli', 'error'));
+  await using bus = opened;
   const id = randomUUID();
   const name = formatReference(reference);
   const indexed = Promise.withResolvers<ImageIndexed>();

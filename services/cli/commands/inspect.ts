@@ -1,33 +1,54 @@
+import { createReadStream } from 'node:fs';
+import { open, readFile, stat } from 'node:fs/promises';
 import { Command } from 'commander';
+import { digestOfHex } from '#shared/digest/digest.ts';
+import { announcesToc, buildLayerIndex } from '#shared/formats/build-index.ts';
+import { buildFromRegistry } from '#shared/indexes/build-from-registry.ts';
+import { ClusterIndexes } from '#shared/indexes/cluster-indexes.ts';
+import { RegistryIndexes } from '#shared/indexes/registry-indexes.ts';
+import { decodeLayerIndex } from '#shared/layer/index-codec.ts';
+import { LayerError, type LayerIndex } from '#shared/layer/layer-index.ts';
+import { AllowedRepositories } from '#shared/registry/allowed-repositories.ts';
 import { type Descriptor, MEDIA_TYPES } from '#shared/registry/manifest.ts';
 import { formatPlatform, hostPlatform, parsePlatform } from '#shared/registry/platform.ts';
 import { parseReference } from '#shared/registry/reference.ts';
+import type { FetchedImage, RegistryClient } from '#shared/registry/registry-client.ts';
 import { byteText } from '../byte-text.ts';
+import { clusterAccess } from '../cluster-access.ts';
+import { fileDigest } from '../file-digest.ts';
+import { summaryOf, type IndexSummary } from '../index-summary.ts';
 import { registryAccess } from '../registry-access.ts';
+import { table } from '../table.ts';
 import { untilInterrupted } from '../until-interrupted.ts';
 
 interface Flags {
   readonly platform?: string;
+  readonly nats?: string;
   readonly plainHttp: readonly string[];
   readonly json?: true;
   readonly verbose?: true;
 }
 
-/** How a layer can be read without the whole blob, as its descriptor tells. */
-interface LayerReport {
+interface LayerReport extends Partial<IndexSummary> {
   readonly digest: string;
   readonly mediaType: string;
   readonly sizeBytes: number;
   readonly format: string;
-  /** `as it is`, or what it needs first. */
+  /** Where its index comes from: its own table of contents, the cluster, the registry, this file; `none` = it has to be built first. */
+  readonly index: 'toc' | 'cluster' | 'registry' | 'file' | 'none';
+  /** What will happen at the first start, and why. */
   readonly lazy: string;
 }
 
 export function command(): Command {
   return new Command('inspect')
-    .summary('say what an image in a registry consists of and how its layers can be read lazily')
-    .argument('<image>', 'image to look at')
+    .summary('say what an image consists of, which layers will be lazy, and why the others will not')
+    .argument(
+      '<image or file>',
+      'image in a registry; or a file: a layer blob, or an index that "kindling index -o" has written',
+    )
     .option('--platform <os/arch>', 'platform to choose from an index (default: this machine)')
+    .option('--nats <url>', 'NATS server of the cluster whose indexes count (default: $NATS_URL)')
     .option(
       '--plain-http <host>',
       'speak plain HTTP to this host[:port] (may be repeated; loopback always)',
@@ -36,62 +57,174 @@ export function command(): Command {
     )
     .option('--json', 'print as JSON')
     .option('-v, --verbose', 'log requests that are tried again')
-    .action(async (image: string, flags: Flags) => {
-      await untilInterrupted((signal) => inspect(image, flags, signal));
+    .action(async (target: string, flags: Flags) => {
+      await untilInterrupted(async (signal) => {
+        const isFile = await stat(target).then(
+          (found) => found.isFile(),
+          () => false,
+        );
+        if (isFile) await inspectFile(target, flags, signal);
+        else await inspectImage(target, flags, signal);
+      });
     });
 }
 
-async function inspect(image: string, flags: Flags, signal: AbortSignal): Promise<void> {
+async function inspectImage(image: string, flags: Flags, signal: AbortSignal): Promise<void> {
   const client = registryAccess(flags.plainHttp, flags.verbose === true);
-  try {
-    const reference = parseReference(image);
-    const platform = flags.platform === undefined ? hostPlatform() : parsePlatform(flags.platform);
-    const found = await client.platformManifest(reference, platform, signal);
-    const referrers = await client.referrers(reference.repository, found.descriptor.digest, undefined, signal);
-    const platforms =
-      found.index?.parsed.kind === 'index'
-        ? found.index.parsed.manifests.flatMap((entry) => (entry.platform ? [formatPlatform(entry.platform)] : []))
-        : [];
-    const layers = found.parsed.layers.map(reportOf);
-    const report = {
-      repository: reference.repository,
-      digest: found.descriptor.digest,
-      platform: formatPlatform(platform),
-      platforms,
-      sizeBytes: layers.reduce((sum, layer) => sum + layer.sizeBytes, 0),
-      layers,
-      referrers: referrers.map(({ digest, artifactType }) => ({ digest, artifactType: artifactType ?? '' })),
-    };
-    if (flags.json === true) {
-      console.log(JSON.stringify(report));
-      return;
-    }
-    console.log(`${report.repository}@${report.digest}`);
-    console.log(`platform   ${report.platform}${platforms.length > 0 ? `  (of ${platforms.join(', ')})` : ''}`);
-    console.log(`layers     ${layers.length}, ${byteText(report.sizeBytes)}`);
-    for (const layer of layers) {
-      console.log(
-        `  ${byteText(layer.sizeBytes).padStart(9)}  ${layer.format.padEnd(12)}  ${layer.lazy.padEnd(22)}  ${layer.digest}`,
-      );
-    }
-    for (const referrer of report.referrers) console.log(`referrer   ${referrer.artifactType}  ${referrer.digest}`);
-  } finally {
-    await client.close();
+  await using closing = new AsyncDisposableStack();
+  closing.defer(async () => await client.close());
+  const reference = parseReference(image);
+  const platform = flags.platform === undefined ? hostPlatform() : parsePlatform(flags.platform);
+  const bus = await clusterAccess(flags.nats);
+  if (bus) closing.use(bus);
+  const found = await client.platformManifest(reference, platform, signal);
+  const referrers = await client.referrers(reference.repository, found.descriptor.digest, undefined, signal);
+  const platforms =
+    found.index?.parsed.kind === 'index'
+      ? found.index.parsed.manifests.flatMap((entry) => (entry.platform ? [formatPlatform(entry.platform)] : []))
+      : [];
+  // Only looked at here, not used: whether an agent believes them is its own setting.
+  const pushed = new RegistryIndexes(client, new AllowedRepositories(['*']));
+  const cluster = bus && new ClusterIndexes(bus);
+  const layers: LayerReport[] = [];
+  for (const layer of found.parsed.layers) {
+    layers.push(await reportOf(layer, found, { client, repository: reference.repository, cluster, pushed }, signal));
   }
+  const report = {
+    repository: reference.repository,
+    digest: found.descriptor.digest,
+    platform: formatPlatform(platform),
+    platforms,
+    sizeBytes: layers.reduce((sum, layer) => sum + layer.sizeBytes, 0),
+    layers,
+    referrers: referrers.map(({ digest, artifactType }) => ({ digest, artifactType: artifactType ?? '' })),
+  };
+  if (flags.json === true) {
+    console.log(JSON.stringify(report));
+    return;
+  }
+  console.log(`${report.repository}@${report.digest}`);
+  console.log(`platform   ${report.platform}${platforms.length > 0 ? `  (of ${platforms.join(', ')})` : ''}`);
+  console.log(`layers     ${layers.length}, ${byteText(report.sizeBytes)}`);
+  console.log(layerTable(layers));
+  for (const referrer of report.referrers) console.log(`referrer   ${referrer.artifactType}  ${referrer.digest}`);
 }
 
-function reportOf(layer: Descriptor): LayerReport {
+interface Places {
+  readonly client: RegistryClient;
+  readonly repository: string;
+  readonly cluster: ClusterIndexes | undefined;
+  readonly pushed: RegistryIndexes;
+}
+
+async function reportOf(
+  layer: Descriptor,
+  image: FetchedImage,
+  places: Places,
+  signal: AbortSignal,
+): Promise<LayerReport> {
+  const { client, repository, cluster, pushed } = places;
   const { digest, mediaType, size: sizeBytes, annotations = {} } = layer;
-  const report = (format: string, lazy: string): LayerReport => ({ digest, mediaType, sizeBytes, format, lazy });
-  if (annotations['containerd.io/snapshot/stargz/toc.digest'] !== undefined) return report('eStargz', 'as it is');
-  if (annotations['io.github.containers.zstd-chunked.manifest-position'] !== undefined)
-    return report('zstd:chunked', 'as it is');
-  if (annotations['io.containers.zstd-chunked.manifest-position'] !== undefined)
-    return report('zstd:chunked', 'as it is (old form)');
-  if (mediaType.endsWith('gzip')) return report('gzip', 'with an index');
-  if (mediaType.endsWith('zstd')) return report('zstd', 'where it has frames');
-  if (mediaType === MEDIA_TYPES.ociLayerTar || mediaType.endsWith('.tar')) return report('tar', 'with an index');
-  return report('unknown', 'no');
+  const base = { digest, mediaType, sizeBytes };
+  const described = (index: LayerIndex, from: LayerReport['index'], lazy: string): LayerReport => ({
+    ...base,
+    ...summaryOf(index),
+    index: from,
+    lazy,
+  });
+  try {
+    if (announcesToc(layer)) {
+      const { index } = await buildFromRegistry(client, repository, layer, {}, signal);
+      return described(index, 'toc', 'yes, as it is');
+    }
+    const request = { layer: digest, repository, manifest: image.descriptor.digest, annotations };
+    const shared = await cluster?.find(request, signal);
+    if (shared) return described(decodeLayerIndex(shared, digest), 'cluster', 'yes, index in the cluster');
+    const beside = await pushed.find(request, signal);
+    if (beside)
+      return described(
+        decodeLayerIndex(beside, digest),
+        'registry',
+        'yes, index in the registry (where agents trust it)',
+      );
+  } catch (error) {
+    if (!(error instanceof LayerError)) throw error;
+    return { ...base, format: formatOf(layer), index: 'none', lazy: `no: ${error.message}` };
+  }
+  const format = formatOf(layer);
+  const lazy =
+    format === 'unknown'
+      ? `no: unknown media type ${mediaType}`
+      : format === 'zstd'
+        ? 'once indexed, where it has several frames; read in one pass until then'
+        : 'once indexed (kindling index); read in one pass until then';
+  return { ...base, format, index: 'none', lazy };
+}
+
+function formatOf({ mediaType }: Descriptor): string {
+  if (mediaType.endsWith('gzip')) return 'gzip';
+  if (mediaType.endsWith('zstd')) return 'zstd';
+  return mediaType === MEDIA_TYPES.ociLayerTar || mediaType.endsWith('.tar') ? 'tar' : 'unknown';
+}
+
+async function inspectFile(path: string, flags: Flags, signal: AbortSignal): Promise<void> {
+  const { size } = await stat(path);
+  let report: LayerReport;
+  const index = await readIndex(path);
+  if (index) {
+    report = {
+      digest: index.layer,
+      mediaType: '',
+      sizeBytes: index.blobSize,
+      ...summaryOf(index),
+      index: 'file',
+      lazy: `yes, with this index of ${byteText(size)}`,
+    };
+  } else {
+    const digest = await fileDigest(path, signal);
+    const base = { digest, mediaType: '', sizeBytes: size };
+    try {
+      await using file = await open(path, 'r');
+      const source = {
+        range: async (start: number, end: number) => {
+          const bytes = Buffer.alloc(end - start);
+          const { bytesRead } = await file.read(bytes, 0, bytes.length, start);
+          return bytes.subarray(0, bytesRead);
+        },
+        stream: (ends: AbortSignal) => createReadStream(path, { signal: ends }) as AsyncIterable<Uint8Array>,
+      };
+      const built = await buildLayerIndex(source, { digest, size }, {}, signal);
+      report = { ...base, ...summaryOf(built), index: 'none', lazy: 'once indexed' };
+    } catch (error) {
+      if (!(error instanceof LayerError)) throw error;
+      report = { ...base, format: 'unknown', index: 'none', lazy: `no: ${error.message}` };
+    }
+  }
+  console.log(flags.json === true ? JSON.stringify(report) : layerTable([report]));
+}
+
+/** undefined = it is no index. @throws LayerError when it is a damaged one */
+async function readIndex(path: string): Promise<LayerIndex | undefined> {
+  await using file = await open(path, 'r');
+  const head = Buffer.alloc(64);
+  const { bytesRead } = await file.read(head, 0, head.length, 0);
+  if (bytesRead < head.length || head.toString('latin1', 0, 8) !== 'KNDLIDX\0') return undefined;
+  return decodeLayerIndex(await readFile(path), digestOfHex(head.toString('hex', 32, 64)));
+}
+
+function layerTable(layers: readonly LayerReport[]): string {
+  const head = ['LAYER', 'FORMAT', 'SIZE', 'SPANS', 'FIRST', 'LARGEST', 'FILES', 'LAZY'];
+  const rows = layers.map((layer) => [
+    layer.digest.slice(7, 19),
+    layer.format,
+    byteText(layer.sizeBytes),
+    String(layer.spans ?? '-'),
+    String(layer.prioritySpans ?? '-'),
+    layer.largestSpanBytes === undefined ? '-' : byteText(layer.largestSpanBytes),
+    String(layer.entries ?? '-'),
+    layer.lazy,
+  ]);
+  return table(head, rows, [2, 3, 4, 5, 6]);
 }
 
 function collect(value: string, before: readonly string[]): string[] {
