@@ -15,6 +15,12 @@ export interface Boundary {
   readonly after: Buffer;
 }
 
+/** Output of trial decodings, and the windows of which each byte tells its own place; made once, since a layer has many checkpoints. */
+const OUTPUTS = [0, 1, 2].map(() => Buffer.alloc(WINDOW_BYTES));
+const [LOW, HIGH, INVERTED] = [(at: number) => at & 0xff, (at: number) => at >> 8, (at: number) => ~at & 0xff].map(
+  (byteAt) => Buffer.from(Uint8Array.from({ length: WINDOW_BYTES }, (_, at) => byteAt(at))),
+);
+
 /**
  * Finds how many bits of the byte before the boundary still belong to the stream (Node's binding does not tell), and which bytes of
  * the window the stream refers to: the others are zeroed, so that windows compress to a fraction.
@@ -28,15 +34,22 @@ export interface Boundary {
 export function probeCheckpoint(boundary: Boundary): Checkpoint | undefined {
   const { window, compressed, after } = boundary;
   for (let bits = 0; bits < 8; bits += 1) {
-    const decoded = decodeFrom(compressed, bits, window, after.length);
-    if (decoded?.equals(after) === true) return { bits, window: usedWindow(compressed, bits, window, after) };
+    const decoded = decodeFrom(compressed, bits, window, after.length, 0);
+    if (decoded?.equals(after) === true) return { bits, window: usedWindow(compressed, bits, window, after.length) };
   }
   return undefined;
 }
 
-function decodeFrom(compressed: Buffer, bits: number, window: Buffer, length: number): Buffer | undefined {
+/** @param slot which of the outputs to decode into. */
+function decodeFrom(
+  compressed: Buffer,
+  bits: number,
+  window: Buffer,
+  length: number,
+  slot: number,
+): Buffer | undefined {
   using decoder = new SyncDecoder('deflate-raw', window);
-  const output = Buffer.allocUnsafe(length);
+  const output = OUTPUTS[slot] ?? Buffer.alloc(WINDOW_BYTES);
   try {
     let to = 0;
     const prefix = resumePrefix(bits, compressed[0] ?? 0);
@@ -48,7 +61,7 @@ function decodeFrom(compressed: Buffer, bits: number, window: Buffer, length: nu
       decoder.write(compressed, 1, compressed.length, output, to, length);
       to += decoder.produced;
     }
-    return to === length ? output : undefined;
+    return to === length ? output.subarray(0, length) : undefined;
   } catch (error) {
     if (error instanceof DecodeError) return undefined;
     throw error;
@@ -56,28 +69,21 @@ function decodeFrom(compressed: Buffer, bits: number, window: Buffer, length: nu
 }
 
 /** The window with every byte zeroed that nothing refers to, and cut at its front. */
-function usedWindow(compressed: Buffer, bits: number, window: Buffer, after: Buffer): Buffer {
-  const low = Buffer.allocUnsafe(window.length);
-  const high = Buffer.allocUnsafe(window.length);
-  const inverted = Buffer.allocUnsafe(window.length);
-  for (let at = 0; at < window.length; at += 1) {
-    low[at] = at & 0xff;
-    high[at] = at >> 8;
-    inverted[at] = ~at & 0xff;
-  }
-  const [byLow, byHigh, byInverted] = [low, high, inverted].map((made) =>
-    decodeFrom(compressed, bits, made, after.length),
+function usedWindow(compressed: Buffer, bits: number, window: Buffer, length: number): Buffer {
+  const [low, high, inverted] = [LOW, HIGH, INVERTED].map((made, slot) =>
+    decodeFrom(compressed, bits, (made ?? window).subarray(0, window.length), length, slot),
   );
-  if (byLow === undefined || byHigh === undefined || byInverted === undefined) return window;
+  if (low === undefined || high === undefined || inverted === undefined) return Buffer.from(window);
   const used = Buffer.alloc(window.length);
   let first = window.length;
-  for (let at = 0; at < after.length; at += 1) {
-    const value = byLow[at] ?? 0;
+  for (let at = 0; at < length; at += 1) {
+    const value = low[at] ?? 0;
     // A literal is the same in all three.
-    if (value === byInverted[at]) continue;
-    const from = ((byHigh[at] ?? 0) << 8) | value;
+    if (value === inverted[at]) continue;
+    const from = ((high[at] ?? 0) << 8) | value;
     used[from] = window[from] ?? 0;
     if (from < first) first = from;
   }
-  return used.subarray(first);
+  // A copy: the rest of the 32 KiB is not kept.
+  return Buffer.from(used.subarray(first));
 }

@@ -7,12 +7,12 @@ import { probeCheckpoint, WINDOW_BYTES } from './checkpoint-probe.ts';
 import { gzipHeaderLength } from './gzip-header.ts';
 
 /**
- * Decoded bytes of a span before a checkpoint inside a member is looked for. A window takes 1 to 2 KiB compressed, so that 1 MiB costs some
- * 0.25 % of the blob; of larger blobs the windows would take too much memory while they are indexed.
+ * Decoded bytes of a span before a checkpoint inside a member is looked for. A window takes 1 to 2 KiB compressed, so that 1.5 MiB costs some
+ * 0.2 to 0.4 % of the blob; of larger blobs the windows would take too much memory while they are indexed.
  */
 function spanBytes(blobSize: number): number {
   const mebibytes = Math.ceil(blobSize / (512 * 1024 * 1024));
-  return Math.min(4, Math.max(1, mebibytes)) * 1024 * 1024;
+  return Math.min(4, Math.max(1.5, mebibytes)) * 1024 * 1024;
 }
 /** The same where a member begins, which needs no window. */
 const MEMBER_SPAN_BYTES = 1024 * 1024;
@@ -29,8 +29,8 @@ interface Candidate {
   readonly blobOffset: number;
   readonly streamOffset: number;
   readonly window: Buffer;
-  /** The blob's bytes from `blobOffset - 1` on. */
-  readonly compressed: Buffer[];
+  /** How many of the blob's bytes from `blobOffset - 1` on are in the probe buffer. */
+  compressedLength: number;
 }
 
 type State = 'header' | 'deflate' | 'trailer' | 'padding';
@@ -62,6 +62,7 @@ export class GzipWalker implements StreamWalker {
   /** End of the last deflate stream. */
   #deflateEnd = 0;
   #candidate: Candidate | undefined;
+  readonly #probe = Buffer.allocUnsafe(MAX_PROBE_BYTES + 2 * INPUT_BYTES);
   #members = 0;
 
   constructor(sink: WalkSink, blobSize: number, inflater?: InflaterKind) {
@@ -205,7 +206,7 @@ export class GzipWalker implements StreamWalker {
       blobOffset: this.#inputOffset + at,
       streamOffset,
       window: window.subarray(Math.max(0, window.length - (streamOffset - this.#memberStart))),
-      compressed: [Buffer.from(input.subarray(at - 1))],
+      compressedLength: input.copy(this.#probe, 0, at - 1),
     };
     const behind = Buffer.from(this.#output.subarray(start, this.#outputLength));
     this.#outputLength = start;
@@ -223,7 +224,9 @@ export class GzipWalker implements StreamWalker {
     const candidate = this.#candidate;
     if (candidate === undefined) return;
     // The input in which it was found is there from the start.
-    if (candidate.blobOffset <= this.#inputOffset) candidate.compressed.push(Buffer.from(input));
+    if (candidate.blobOffset <= this.#inputOffset) {
+      candidate.compressedLength += input.copy(this.#probe, candidate.compressedLength);
+    }
     if (this.#inputOffset + input.length - candidate.blobOffset > MAX_PROBE_BYTES) this.#candidate = undefined;
   }
 
@@ -232,11 +235,13 @@ export class GzipWalker implements StreamWalker {
     const candidate = this.#candidate;
     if (candidate === undefined || this.#streamOffset - candidate.streamOffset < length) return;
     this.#candidate = undefined;
-    const isInInput = candidate.blobOffset > this.#inputOffset;
+    if (candidate.blobOffset <= this.#inputOffset) {
+      candidate.compressedLength += input.copy(this.#probe, candidate.compressedLength);
+    }
     const start = this.#outputLength - (this.#streamOffset - candidate.streamOffset);
     const checkpoint = probeCheckpoint({
       window: candidate.window,
-      compressed: Buffer.concat(isInInput ? candidate.compressed : [...candidate.compressed, input]),
+      compressed: this.#probe.subarray(0, candidate.compressedLength),
       after: this.#output.subarray(start, start + length),
     });
     if (checkpoint === undefined) return;

@@ -2,8 +2,10 @@ import type { LayerErrorCode } from '#shared/layer/layer-index.ts';
 import type { StreamFormat } from './any-walker.ts';
 import type { StreamCut } from './stream-walker.ts';
 
-/** What the walking thread is given. */
-export type WalkOrder = { readonly kind: 'push'; readonly bytes: Uint8Array } | { readonly kind: 'end' };
+/** What the walking thread is given; `push` names a buffer of the input ring that is full up to `length`. */
+export type WalkOrder =
+  | { readonly kind: 'push'; readonly slot: number; readonly length: number }
+  | { readonly kind: 'end' };
 
 /** What it says; `data` names a buffer of the ring that is full up to `length`. */
 export type WalkReport =
@@ -16,11 +18,14 @@ export type WalkReport =
 
 export interface WalkThreadData {
   readonly blobSize: number;
-  /** `RING_SLOTS` buffers. */
+  /** `INPUT_SLOTS` buffers of the blob. */
+  readonly input: SharedArrayBuffer;
+  /** `RING_SLOTS` buffers of the stream. */
   readonly ring: SharedArrayBuffer;
   /** One number: buffers of the ring that the other side has finished with, ever. */
   readonly freed: SharedArrayBuffer;
 }
 
-/** Buffers between the two threads. */
+/** Buffers between the two threads, of `WALK_BUFFER_BYTES`: shared, so that nothing has to be collected. */
 export const RING_SLOTS = 16;
+export const INPUT_SLOTS = 8;

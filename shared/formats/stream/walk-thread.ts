@@ -2,10 +2,10 @@ import { Worker } from 'node:worker_threads';
 import { LayerError } from '#shared/layer/layer-index.ts';
 import type { StreamFormat } from './any-walker.ts';
 import { type StreamCut, WALK_BUFFER_BYTES } from './stream-walker.ts';
-import { RING_SLOTS, type WalkOrder, type WalkReport, type WalkThreadData } from './walk-message.ts';
+import { INPUT_SLOTS, RING_SLOTS, type WalkOrder, type WalkReport, type WalkThreadData } from './walk-message.ts';
 
-/** Compressed bytes on their way to the thread before `push` waits. */
-const MAX_QUEUED_BYTES = 2 * 1024 * 1024;
+/** The thread makes hardly any objects; Node's default young generation would be 48 MiB. */
+const YOUNG_GENERATION_MIB = 4;
 
 export interface WalkReceiver {
   /** Valid only during the call. */
@@ -20,11 +20,13 @@ export interface WalkReceiver {
  */
 export class WalkThread {
   readonly #worker: Worker;
+  readonly #input = new SharedArrayBuffer(INPUT_SLOTS * WALK_BUFFER_BYTES);
   readonly #ring = new SharedArrayBuffer(RING_SLOTS * WALK_BUFFER_BYTES);
   readonly #freed = new Int32Array(new SharedArrayBuffer(4));
   readonly #sink: WalkReceiver;
-  readonly #queued: number[] = [];
-  #queuedBytes = 0;
+  /** Buffers of the blob that were handed over and that the thread has finished with, ever. */
+  #pushed = 0;
+  #finished = 0;
   #failure: unknown;
   #format: StreamFormat | undefined;
   /** Wakes whoever waits for room or for the end. */
@@ -32,24 +34,36 @@ export class WalkThread {
 
   constructor(sink: WalkReceiver, blobSize: number) {
     this.#sink = sink;
-    const workerData: WalkThreadData = { blobSize, ring: this.#ring, freed: this.#freed.buffer as SharedArrayBuffer };
-    this.#worker = new Worker(new URL('./walk-worker.ts', import.meta.url), { workerData });
+    const workerData: WalkThreadData = {
+      blobSize,
+      input: this.#input,
+      ring: this.#ring,
+      freed: this.#freed.buffer as SharedArrayBuffer,
+    };
+    this.#worker = new Worker(new URL('./walk-worker.ts', import.meta.url), {
+      workerData,
+      resourceLimits: { maxYoungGenerationSizeMb: YOUNG_GENERATION_MIB },
+    });
     this.#worker.on('message', (report: WalkReport) => this.#report(report));
     this.#worker.on('error', (error) => this.#fail(error));
     this.#worker.on('exit', () => this.#fail(new Error('the thread that walks the blob has ended early')));
   }
 
-  /** Resolves when there is room for more. */
+  /** Resolves when all of it is in the thread's hands. */
   async push(bytes: Uint8Array): Promise<void> {
-    const copy = new Uint8Array(bytes);
-    this.#post({ kind: 'push', bytes: copy }, [copy.buffer]);
-    this.#queued.push(bytes.length);
-    this.#queuedBytes += bytes.length;
-    await this.#until(() => this.#queuedBytes <= MAX_QUEUED_BYTES);
+    for (let at = 0; at < bytes.length; ) {
+      await this.#until(() => this.#pushed - this.#finished < INPUT_SLOTS);
+      const slot = this.#pushed % INPUT_SLOTS;
+      const length = Math.min(bytes.length - at, WALK_BUFFER_BYTES);
+      new Uint8Array(this.#input, slot * WALK_BUFFER_BYTES, length).set(bytes.subarray(at, at + length));
+      this.#pushed += 1;
+      this.#post({ kind: 'push', slot, length });
+      at += length;
+    }
   }
 
   async end(): Promise<StreamFormat> {
-    this.#post({ kind: 'end' }, []);
+    this.#post({ kind: 'end' });
     await this.#until(() => this.#format !== undefined);
     return this.#format ?? 'tar';
   }
@@ -59,8 +73,8 @@ export class WalkThread {
     await this.#worker.terminate();
   }
 
-  #post(order: WalkOrder, transfer: ArrayBuffer[]): void {
-    this.#worker.postMessage(order, transfer);
+  #post(order: WalkOrder): void {
+    this.#worker.postMessage(order);
   }
 
   async #until(done: () => boolean): Promise<void> {
@@ -107,7 +121,7 @@ export class WalkThread {
         this.#sink.amend(report.blobOffset, report.blobLength);
         return;
       case 'pushed':
-        this.#queuedBytes -= this.#queued.shift() ?? 0;
+        this.#finished += 1;
         this.#wake?.();
         return;
       case 'ended':

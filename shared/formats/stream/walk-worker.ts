@@ -7,7 +7,7 @@ import { RING_SLOTS, type WalkOrder, type WalkReport, type WalkThreadData } from
 const port = parentPort;
 if (port === null) throw new Error('walk-worker.ts is for a worker thread');
 
-const { blobSize, ring, freed } = workerData as WalkThreadData;
+const { blobSize, input, ring, freed } = workerData as WalkThreadData;
 const freedCount = new Int32Array(freed);
 let used = 0;
 let isRefused = false;
@@ -43,7 +43,7 @@ port.on('message', (order: WalkOrder) => {
   if (isRefused) return;
   try {
     if (order.kind === 'push') {
-      walker.push(order.bytes);
+      walker.push(Buffer.from(input, order.slot * WALK_BUFFER_BYTES, order.length));
       report({ kind: 'pushed' });
     } else {
       walker.end();
