@@ -23,7 +23,7 @@ export interface IndexerDeps {
 }
 
 /** A handler that died with its process is noticed after this. */
-const ACK_WAIT_MS = 30_000;
+const ACK_WAIT_MS = 10_000;
 const RETRY_MS = 2_000;
 /** All indexers share one name; it is kept as long as the events are. */
 const INACTIVE_MS = 7 * 24 * 60 * 60 * 1000;

@@ -6,7 +6,7 @@ import { toBusError, type NatsLink } from './nats-link.ts';
 import { checkName } from './subject.ts';
 
 const CLAIM_BUCKET = 'KINDLING_CLAIMS';
-const DEFAULT_TTL_MS = 15_000;
+const DEFAULT_TTL_MS = 10_000;
 /** JetStream's code for "someone wrote it since". */
 const WRONG_LAST_SEQUENCE = 10071;
 
