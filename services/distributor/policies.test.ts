@@ -1,0 +1,54 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { chooseLeases } from './lease-policy.ts';
+import { chooseNeighbours } from './neighbour-policy.ts';
+
+const waiting = [
+  { node: 'busy', load: 5, room: 10 },
+  { node: 'idle', load: 0, room: 10 },
+  { node: 'half', load: 2, room: 10 },
+];
+const limits = { outstanding: 4, samples: 32, alone: 64 };
+
+/** Goes round, so that every sample is looked at. */
+function round(): () => number {
+  let i = 0;
+  return () => (i++ % 7) / 7;
+}
+
+test('the least busy of those that wait get the next spans, one each', () => {
+  const grants = chooseLeases({ members: 9, outstanding: 2, waiting, unread: [4, 5, 6, 7] }, round(), limits);
+  assert.deepEqual(grants, [
+    { node: 'idle', spans: [4] },
+    { node: 'half', spans: [5] },
+  ]);
+});
+
+test('no lease is given beyond the limit, nor without someone who waits or something to read', () => {
+  assert.deepEqual(chooseLeases({ members: 9, outstanding: 4, waiting, unread: [1] }, round(), limits), []);
+  assert.deepEqual(chooseLeases({ members: 9, outstanding: 0, waiting: [], unread: [1] }, round(), limits), []);
+  assert.deepEqual(chooseLeases({ members: 9, outstanding: 0, waiting, unread: [] }, round(), limits), []);
+});
+
+test('a node that is alone gets as much as it has room for', () => {
+  const alone = [{ node: 'a', load: 0, room: 3 }];
+  const grants = chooseLeases({ members: 1, outstanding: 9, waiting: alone, unread: [1, 2, 3, 4] }, round(), limits);
+  assert.deepEqual(grants, [{ node: 'a', spans: [1, 2, 3] }]);
+});
+
+test('most neighbours are of the own zone, some of others, never the node itself', () => {
+  const members = Array.from({ length: 40 }, (_, i) => ({ node: `n${i}`, zone: i % 2 === 0 ? 'a' : 'b' }));
+  const chosen = chooseNeighbours({ node: 'n0', zone: 'a' }, members, round());
+  assert.equal(chosen.length, 10);
+  assert.equal(new Set(chosen).size, 10);
+  assert.ok(!chosen.includes('n0'));
+  const near = chosen.filter((node) => Number(node.slice(1)) % 2 === 0);
+  assert.equal(near.length, 7);
+});
+
+test('where the own zone has few members the rest come from others, and the other way round', () => {
+  const members = [{ node: 'x', zone: 'a' }, ...Array.from({ length: 20 }, (_, i) => ({ node: `n${i}`, zone: 'b' }))];
+  assert.equal(chooseNeighbours({ node: 'self', zone: 'a' }, members, round()).length, 10);
+  assert.equal(chooseNeighbours({ node: 'self', zone: 'b' }, members, round()).length, 10);
+  assert.deepEqual(chooseNeighbours({ node: 'x', zone: 'a' }, [{ node: 'x', zone: 'a' }], round()), []);
+});
