@@ -13,6 +13,7 @@ import { TestRegistry } from '#test/harness/registry.ts';
 import type { Shape } from '#test/harness/shaped-proxy.ts';
 import { TempFolder } from '#test/harness/temp-folder.ts';
 import type { TreeEntry } from '#test/harness/walk-tree.ts';
+import { writeAwkwardImage } from '#test/images/awkward.ts';
 import { testImage } from '#test/images/image-cache.ts';
 import { MANIFEST_TYPE, type Manifest } from '#test/images/oci-layout.ts';
 import { RECIPES, recipeOf, type Recipe } from '#test/images/recipe.ts';
@@ -45,6 +46,9 @@ export async function run(
   await using folder = await TempFolder.create('cb');
   await using registry = await TestRegistry.start({ folder: folder.path }, signal);
   const measured: Measured[] = [];
+  const plain = await writeAwkwardImage(folder.join('warm-up'), 'gzip-6', signal);
+  const warmUp = { plain: await registry.push(plain, 'warm-up', 'original', signal), lazy: '' };
+  warmUp.lazy = await lazyImage('warm-up', 'estargz', registry, signal);
   for (const recipe of options.recipes) {
     console.log(`${recipe.name}: preparing`);
     const prepared = await prepare(recipe, registry, options.configs, signal);
@@ -59,6 +63,7 @@ export async function run(
             recipe,
             reference: `${link.host}/${repository}`,
             chainId,
+            warmUp,
             bytesDown: async () => await link.bytesDown(),
             readAll: options.read && network === 'none',
             ...(first

@@ -1,5 +1,6 @@
 import { mkdir, readFile, readdir } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { takesEvents } from '#services/cli/embedded-services.ts';
 import { keeperCommand } from '#services/snapshotter/keeper/keeper-arguments.ts';
 import { ControlClient } from '#shared/control/control-client.ts';
 import type { PullEvent } from '#shared/control/control-protocol.ts';
@@ -28,6 +29,7 @@ export interface Pulled {
 }
 
 const AGENT = new URL('../../services/snapshotter/main.ts', import.meta.url).pathname;
+const EMBEDDED = new URL('../../services/cli/embedded.ts', import.meta.url).pathname;
 
 /** A node of Kindling: the keeper and its agent, everything else embedded. */
 export class TestKindling implements AsyncDisposable {
@@ -180,9 +182,15 @@ async function startKeeper(options: KindlingOptions, signal: AbortSignal): Promi
         mount: `${data}/fuse`,
         data,
         socket,
-        agent: ['--disable-warning=ExperimentalWarning', '--max-semi-space-size=4', AGENT],
+        agent: [
+          '--disable-warning=ExperimentalWarning',
+          '--max-semi-space-size=4',
+          takesEvents(options.env ?? {}) ? EMBEDDED : AGENT,
+        ],
       }),
       env: {
+        // As the command `kindling` does: compiled modules are kept between starts.
+        NODE_COMPILE_CACHE: new URL('../../node_modules/.cache/compile', import.meta.url).pathname,
         ...env,
         KINDLING_DATA_DIR: data,
         KINDLING_SOCKET: socket,
