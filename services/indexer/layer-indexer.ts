@@ -1,8 +1,9 @@
-import { hexOf } from '#shared/digest/digest.ts';
+import { hexOf, type Digest } from '#shared/digest/digest.ts';
 import type { Claims } from '#shared/bus/bus.ts';
 import { pause } from '#shared/bus/deadline.ts';
 import type { IndexedLayer } from '#shared/events/image-events.ts';
 import type { ClusterIndexes } from '#shared/indexes/cluster-indexes.ts';
+import { decodeLayerIndex } from '#shared/layer/index-codec.ts';
 import { LayerError } from '#shared/layer/layer-index.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
 import type { ImageLayer } from './image-layers.ts';
@@ -20,6 +21,8 @@ export interface LayerIndexerDeps {
   readonly claims: Claims;
   readonly build: BuildIndex;
   readonly slots: Slots;
+  /** Throws a LayerError for an index that is not whole or of another layer; `decodeLayerIndex` unless told otherwise. */
+  readonly check?: ((bytes: Uint8Array, layer: Digest) => unknown) | undefined;
   readonly metrics: IndexerMetrics;
   readonly logger: Logger;
 }
@@ -34,13 +37,11 @@ export class LayerIndexer {
 
   /** @throws RegistryError, BusError, LayerError `digest-mismatch`: another attempt may go better */
   async index(repository: string, layer: ImageLayer, signal: AbortSignal): Promise<IndexedLayer> {
-    const { indexes, claims, slots, metrics } = this.#deps;
+    const { indexes, claims, slots } = this.#deps;
     const until = performance.now() + WAIT_MS;
     for (let look = LOOK_MS; ; look = Math.min(MAX_LOOK_MS, look * 2)) {
-      if (await indexes.has(layer.digest, signal)) {
-        metrics.layers.inc({ outcome: 'present' });
-        return { layer: layer.digest, sizeBytes: layer.size, state: 'indexed' };
-      }
+      const present = await this.#present(layer, signal);
+      if (present) return present;
       // The slot first: a claim that waits for a slot would keep idle indexers from the layer.
       const built = await slots.use(signal, async () => {
         const claim = await claims.claim(`index-${hexOf(layer.digest)}`, signal);
@@ -58,6 +59,23 @@ export class LayerIndexer {
       await pause(look, signal);
       signal.throwIfAborted();
     }
+  }
+
+  /** What is there is believed only after a look at it: a damaged index would make nodes read the whole blob for ever. */
+  async #present(layer: ImageLayer, signal: AbortSignal): Promise<IndexedLayer | undefined> {
+    const { indexes, check = decodeLayerIndex, metrics, logger } = this.#deps;
+    const bytes = await indexes.find({ layer: layer.digest }, signal);
+    if (bytes === undefined) return undefined;
+    try {
+      check(bytes, layer.digest);
+    } catch (error) {
+      if (!(error instanceof LayerError)) throw error;
+      logger.error({ layer: layer.digest, err: error }, 'the index in the cluster is damaged; building it anew');
+      await indexes.discard(layer.digest, signal);
+      return undefined;
+    }
+    metrics.layers.inc({ outcome: 'present' });
+    return { layer: layer.digest, sizeBytes: layer.size, state: 'indexed' };
   }
 
   async #build(repository: string, layer: ImageLayer, signal: AbortSignal): Promise<IndexedLayer> {

@@ -81,6 +81,9 @@ function start(
         bus,
         registry: manifests as unknown as RegistryClient,
         build: which,
+        check: (bytes, layer) => {
+          if (!Buffer.from(bytes).equals(indexOf(layer).bytes)) throw new LayerError('digest-mismatch', 'damaged');
+        },
         metrics: new Registry(),
         logger: silentLogger,
       },
@@ -264,4 +267,14 @@ test('of an image with several platforms those that are wanted are indexed', asy
     event.layers.map(({ layer }) => layer),
     [layerOf('for-amd64')],
   );
+});
+
+test('an index in the cluster that was damaged is built anew', async () => {
+  await using rig = start(async (_repository, layer) => indexOf(layer.digest));
+  rig.manifests.image('v1', ['base']);
+  await rig.indexes.publish(layerOf('base'), Buffer.from('tampered'), signal);
+  await rig.publish('r.example/app:v1');
+  await rig.indexed.take();
+  const stored = await rig.indexes.find({ layer: layerOf('base') }, signal);
+  assert.deepEqual(Buffer.from(stored ?? []), indexOf(layerOf('base')).bytes);
 });

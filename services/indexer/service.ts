@@ -11,13 +11,15 @@ import type { IndexerValues } from './config.ts';
 import { ImageIndexer } from './image-indexer.ts';
 import type { BuildIndex } from './index-build.ts';
 import { IndexerMetrics } from './indexer-metrics.ts';
-import { LayerIndexer } from './layer-indexer.ts';
+import { LayerIndexer, type LayerIndexerDeps } from './layer-indexer.ts';
 import { Slots } from './slots.ts';
 
 export interface IndexerDeps {
   readonly bus: Bus;
   readonly registry: RegistryClient;
   readonly build: BuildIndex;
+  /** See LayerIndexerDeps. */
+  readonly check?: LayerIndexerDeps['check'];
   readonly metrics: Registry;
   readonly logger: Logger;
 }
@@ -41,6 +43,7 @@ export async function runIndexer(
     indexes,
     claims: bus.claims,
     build,
+    check: deps.check,
     slots: new Slots(values.builds),
     metrics,
     logger,
