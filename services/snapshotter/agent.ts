@@ -6,6 +6,7 @@ import type { Bus } from '#shared/bus/bus.ts';
 import { openBus } from '#shared/bus/open-bus.ts';
 import { ContainerdClient } from '#shared/containerd/containerd-client.ts';
 import { ClusterIndexes } from '#shared/indexes/cluster-indexes.ts';
+import type { IndexSource } from '#shared/indexes/index-source.ts';
 import { RegistryIndexes } from '#shared/indexes/registry-indexes.ts';
 import { AllowedRepositories } from '#shared/registry/allowed-repositories.ts';
 import { hostPlatform } from '#shared/registry/platform.ts';
@@ -13,6 +14,7 @@ import { openRegistryClient } from '#shared/registry/registry-settings.ts';
 import { createMetrics, serveMetrics } from '#shared/telemetry/metrics.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
 import { fuseDirOf, type AgentValues } from './config.ts';
+import type { EmbeddedServices } from './embedded-services.ts';
 import { agentControl } from './control/agent-control.ts';
 import { ControlServer } from './control/control-server.ts';
 import { openDeviceSession } from './fuse/device-session.ts';
@@ -50,6 +52,7 @@ export async function runAgent(
   link: KeeperLink | undefined,
   logger: Logger,
   signal: AbortSignal,
+  embedded?: EmbeddedServices,
 ): Promise<void> {
   const { dataDir } = values;
   // Until the keeper says so, another agent holds the database, the sockets and the caches.
@@ -61,8 +64,11 @@ export async function runAgent(
   const metrics = createMetrics();
   const registry = openRegistryClient(values, logger);
   closing.defer(() => registry.close());
-  const bus = await openClusterBus(values, logger);
+  let bus = await openClusterBus(values, logger);
   if (bus !== undefined) closing.use(bus);
+  const clusterIndexes: IndexSource = {
+    find: async (request, ends) => (bus === undefined ? undefined : await new ClusterIndexes(bus).find(request, ends)),
+  };
   const trusted = new AllowedRepositories(values.trustedIndexes);
   const statistics = new LayerStatistics({ metrics, logger });
   const workers = new WorkerPool({ size: values.workers });
@@ -79,7 +85,7 @@ export async function runAgent(
     workers,
     registry,
     indexes: [
-      ...(bus === undefined ? [] : [new ClusterIndexes(bus)]),
+      ...(bus === undefined && embedded === undefined ? [] : [clusterIndexes]),
       ...(trusted.isEmpty ? [] : [new RegistryIndexes(registry, trusted)]),
     ],
     streamed: new BlobStreamer({ registry }),
@@ -107,7 +113,7 @@ export async function runAgent(
   });
 
   const snapshots = new SnapshotService({
-    store: await openSnapshots(join(dataDir, 'snapshots.db'), signal),
+    store: await whenUnlocked(() => new SnapshotStore(join(dataDir, 'snapshots.db'), wallClock), signal),
     folders: new SnapshotFolders(join(dataDir, 's')),
     layers: store,
     logger,
@@ -116,6 +122,9 @@ export async function runAgent(
   closing.defer(() => snapshots.close());
 
   await snapshots.start(signal);
+  if (bus === undefined && embedded !== undefined) {
+    bus = closing.use(await whenUnlocked(async () => await embedded.openBus(), signal));
+  }
   const server =
     link?.heldSocket === values.socket
       ? SnapshotServer.accept(snapshots, link, logger)
@@ -183,6 +192,17 @@ export async function runAgent(
     closing.defer(() => void http.close());
   }
 
+  if (bus !== undefined && embedded !== undefined) {
+    const stop = new AbortController();
+    const running = embedded.run({ bus, registry, metrics }, stop.signal).catch((error: unknown) => {
+      // The node itself goes on: starts do not need them.
+      logger.error({ err: error }, 'The services beside the agent have ended: events are not taken any more');
+    });
+    closing.defer(async () => {
+      stop.abort();
+      await running;
+    });
+  }
   link?.ready();
   logger.info(
     {
@@ -203,14 +223,14 @@ export async function runAgent(
 }
 
 /**
- * An agent that was killed within a call on its own mounts holds the database until that call is answered: by us, so the session
- * is served before, and the loop stays free while we wait.
+ * Opens a database. An agent that was killed within a call on its own mounts holds it until that call is answered: by us, so the
+ * session is served before, and the loop stays free while we wait.
  */
-async function openSnapshots(path: string, signal: AbortSignal): Promise<SnapshotStore> {
+async function whenUnlocked<T>(open: () => T | Promise<T>, signal: AbortSignal): Promise<T> {
   const deadline = performance.now() + DATABASE_WAIT_MS;
   for (;;) {
     try {
-      return new SnapshotStore(path, wallClock);
+      return await open();
     } catch (error) {
       const busy = error instanceof Error && 'errcode' in error && error.errcode === SQLITE_BUSY;
       if (!busy || performance.now() > deadline) throw error;

@@ -4,6 +4,7 @@ import { Command, Option } from 'commander';
 import { keeperCommand, keeperEnvironment } from '#services/snapshotter/keeper/keeper-arguments.ts';
 import { fuseDirOf, SETTINGS } from '#services/snapshotter/config.ts';
 import { loadSettings } from '#shared/config/settings.ts';
+import { EMBEDDED, EMBEDDED_SETTINGS, takesEvents } from '../embedded-services.ts';
 
 interface Flags {
   readonly dataDir?: string;
@@ -41,14 +42,17 @@ export function command(): Command {
         ...(flags.containerd === undefined ? {} : { [SETTINGS.containerd.env]: flags.containerd }),
       };
       // A mistake is said here, before anything is mounted.
-      const values = loadSettings(SETTINGS, env);
+      const events = takesEvents(env);
+      const values = loadSettings(SETTINGS, env, events ? EMBEDDED_SETTINGS : {});
+      if (events) EMBEDDED.configure(env, values.dataDir);
+      const script = events ? 'services/cli/embedded.ts' : 'services/snapshotter/main.ts';
       const args = keeperCommand({
         mount: fuseDirOf(values.dataDir),
         data: values.dataDir,
         socket: values.socket,
         transport: values.fuse,
         standby: flags.standby === true,
-        agent: [...AGENT_FLAGS, join(flags.code ?? CODE, 'services/snapshotter/main.ts')],
+        agent: [...AGENT_FLAGS, join(flags.code ?? CODE, script)],
       });
       runKeeper(args, keeperEnvironment(values.dataDir, env));
     });

@@ -1,0 +1,92 @@
+import assert from 'node:assert/strict';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { test } from 'node:test';
+import { TestNode } from '#test/harness/node.ts';
+import { TestRegistry } from '#test/harness/registry.ts';
+import { freePort, isListening } from '#test/harness/server-process.ts';
+import { TempFolder } from '#test/harness/temp-folder.ts';
+import { tinyImage, tinyProgram } from '#test/harness/tiny-image.ts';
+
+const skip = process.getuid?.() === 0 ? false : 'needs root';
+const TOKEN = 'token-of-the-test-platform';
+
+test('one process takes events, indexes what is pushed or deployed and pulls it, with no server beside it', {
+  skip,
+}, async (t) => {
+  const { signal } = t;
+  await using folder = await TempFolder.create('e');
+  const port = await freePort();
+  const url = `http://127.0.0.1:${port}/v1`;
+  await using registry = await TestRegistry.start(
+    { folder: folder.path, notify: [{ url: `${url}/registry-events`, token: TOKEN }] },
+    signal,
+  );
+  const node = await TestNode.start(
+    {
+      KINDLING_GATEWAY_LISTEN: `127.0.0.1:${port}`,
+      KINDLING_GATEWAY_TOKENS: TOKEN,
+      KINDLING_GATEWAY_REGISTRIES: registry.host,
+    },
+    signal,
+  );
+  try {
+    await until(async () => await isListening({ port }), signal, node);
+    // Plain gzip and nothing else: without an index there is nothing lazy about it.
+    const pushed = await tinyImage(
+      folder.join('pushed'),
+      [{ 'usr/share/data': 'x'.repeat(300_000) }, { 'bin/hello': tinyProgram('hello from one process\n', 0) }],
+      ['/bin/hello'],
+      signal,
+    );
+    const first = await registry.push(pushed, 'team/hello', 'v1', signal);
+    await until(async () => await hasImage(node, first, signal), signal, node);
+    const run = await node.containerd.run(first, { snapshotter: 'kindling' }, signal);
+    assert.equal(run.output, 'hello from one process\n', node.kindling.log);
+    assert.equal(run.code, 0);
+    const layers = await node.kindling.client.layers(signal);
+    assert.equal(layers.length, 2, node.kindling.log);
+
+    // The agent is killed: what was taken in is kept, and the next one takes events again.
+    const deployed = await tinyImage(
+      folder.join('deployed'),
+      [{ 'bin/later': tinyProgram('deployed\n', 0) }],
+      ['/bin/later'],
+      signal,
+    );
+    const old = await node.kindling.killAgent();
+    await node.kindling.untilServing(old, signal);
+    const second = await registry.push(deployed, 'team/later', 'v1', signal);
+    const event = {
+      specversion: '1.0',
+      id: 'deploy-1',
+      source: 'https://platform.example',
+      type: 'function.deployed',
+      data: { function: 'later', image: second },
+    };
+    await until(async () => await isListening({ port }), signal, node);
+    const answer = await fetch(`${url}/events`, {
+      method: 'POST',
+      headers: { authorization: `Bearer ${TOKEN}`, 'content-type': 'application/cloudevents+json' },
+      body: JSON.stringify(event),
+      signal,
+    });
+    assert.equal(answer.status, 202, await answer.text());
+    await until(async () => await hasImage(node, second, signal), signal, node);
+    const later = await node.containerd.run(second, { snapshotter: 'kindling' }, signal);
+    assert.equal(later.output, 'deployed\n', node.kindling.log);
+  } finally {
+    await node[Symbol.asyncDispose]();
+  }
+});
+
+async function hasImage(node: TestNode, reference: string, signal: AbortSignal): Promise<boolean> {
+  return (await node.containerd.ctr(['images', 'list', '--quiet'], signal)).includes(reference);
+}
+
+async function until(happened: () => Promise<boolean>, signal: AbortSignal, node: TestNode): Promise<void> {
+  const end = performance.now() + 60_000;
+  while (!(await happened())) {
+    if (performance.now() > end) assert.fail(`It did not happen\n${node.kindling.log}`);
+    await sleep(100, undefined, { signal });
+  }
+}
