@@ -38,8 +38,7 @@ export function command(): Command {
     .summary("run an image's start, and write the image anew with what that reads first")
     .description(
       'Starts SRC, notes which files it opens and in which order, and pushes DST in a lazy format with these files first in their ' +
-        'layers. Kindling learns the same from every start by itself; an optimised image also helps where nothing was learned yet, ' +
-        'and other lazy snapshotters. For the platform of this machine.',
+        'layers: they are then fetched first, by Kindling and by other lazy snapshotters. For the platform of this machine.',
     )
     .argument('<src>', 'image to start and convert')
     .argument('<dst>', 'name and tag to push to')

@@ -20,7 +20,7 @@ const AGENT_FLAGS = ['--disable-warning=ExperimentalWarning', '--max-semi-space-
 
 export function command(): Command {
   return new Command('up')
-    .summary('run the node: keeper and agent, everything embedded')
+    .summary('run the node: keeper and agent, and where it takes events by itself also gateway and indexer')
     .description(
       'Runs until it is told to stop. Settings come from the environment (KINDLING_…, see the README); the options here are ' +
         'short for some of them. containerd needs a proxy plugin "kindling" of type "snapshot" with the socket as its address.',
