@@ -1,0 +1,79 @@
+import type { Digest } from '#shared/digest/digest.ts';
+import type { NodeRecord } from '#shared/distribution/messages.ts';
+import type { Grant, LeaseView } from './lease-policy.ts';
+
+/** What has changed on a node for one layer. */
+export interface LayerChange {
+  readonly spanCount: number;
+  readonly gained?: readonly number[];
+  /** In place of all that was known: bitmap of what it holds. */
+  readonly have?: Uint8Array;
+  /** All that it wants and has not got. */
+  readonly wants?: Uint8Array | undefined;
+  readonly waiting?: { readonly load: number; readonly room: number } | undefined;
+  /** Spans that it reads from the registry: leases are made or renewed. */
+  readonly fetching?: readonly number[] | undefined;
+  /** Leases given back. */
+  readonly released?: readonly number[] | undefined;
+}
+
+export interface Located {
+  readonly span: number;
+  /** Nodes that have it, some at random; else the one that fetches it; else nobody: it is leased to the asker. */
+  readonly from: readonly string[];
+  readonly leased: boolean;
+}
+
+export interface LayerSummary {
+  readonly layer: Digest;
+  readonly spanCount: number;
+  readonly members: number;
+  readonly held: number;
+  readonly copies: number;
+  readonly leases: number;
+  readonly unread: number;
+}
+
+/**
+ * Who has which span of which layer, and who fetches what: all that the distributor's replicas know, shared by them. Two
+ * implementations, one conformance suite: Redis for a cluster, memory within one process. Times are milliseconds since the
+ * Unix epoch as the caller's clock tells them.
+ */
+export interface ChunkDirectory extends AsyncDisposable {
+  /** Another one than before: what was known has been lost, and nodes must say it again. */
+  epoch(): Promise<string>;
+  /** A secret that all replicas share; the first one's `make` decides. */
+  secret(make: () => string): Promise<string>;
+  readonly nodes: NodeTable;
+  readonly layers: LayerTable;
+}
+
+export interface NodeTable {
+  put(record: NodeRecord, nowMs: number): Promise<void>;
+  get(nodes: readonly string[]): Promise<readonly NodeRecord[]>;
+  all(limit: number): Promise<readonly NodeRecord[]>;
+  /** Nodes not put since `beforeMs`. */
+  silent(beforeMs: number): Promise<readonly string[]>;
+  /** Forgets the node and all that it held or fetched. */
+  remove(node: string, nowMs: number): Promise<void>;
+}
+
+export interface LayerTable {
+  /** The node is a member of the layer from now on. */
+  change(layer: Digest, node: string, change: LayerChange, nowMs: number, leaseMs: number): Promise<void>;
+  leave(layer: Digest, node: string, nowMs: number): Promise<void>;
+  /** Members at random, at most `count`, and how many there are. */
+  members(layer: Digest, count: number): Promise<{ readonly total: number; readonly sample: readonly string[] }>;
+  /** What the lease policy looks at. Leases that have run out are over, and their spans unread again. */
+  look(layer: Digest, nowMs: number, limits: { readonly samples: number; readonly unread: number }): Promise<LeaseView>;
+  /** Makes those leases that are still possible; each span is leased to one node at a time. Returns which those are. */
+  grant(layer: Digest, grants: readonly Grant[], nowMs: number, leaseMs: number): Promise<readonly Grant[]>;
+  locate(
+    layer: Digest,
+    node: string,
+    spans: readonly number[],
+    nowMs: number,
+    leaseMs: number,
+  ): Promise<readonly Located[]>;
+  summaries(limit: number): Promise<readonly LayerSummary[]>;
+}

@@ -1,0 +1,137 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { sha256 } from '#shared/digest/digest.ts';
+import type { NodeRecord } from '#shared/distribution/messages.ts';
+import { SpanSet } from '#shared/distribution/span-set.ts';
+import type { ChunkDirectory } from './chunk-directory.ts';
+
+const LIMITS = { samples: 8, unread: 16 };
+const LEASE_MS = 1_000;
+let layers = 0;
+
+function record(node: string): NodeRecord {
+  return { node, host: '10.0.0.1', port: 7000, zone: 'a', tls: false };
+}
+
+/** What every directory must do. `open` is called once for each test; layers and nodes are of other names each time. */
+export function directoryConformance(name: string, open: () => Promise<ChunkDirectory>): void {
+  const it = (what: string, run: (directory: ChunkDirectory, layer: ReturnType<typeof sha256>) => Promise<void>) =>
+    test(`${name}: ${what}`, async () => {
+      await using directory = await open();
+      await run(directory, sha256(Buffer.from(`${process.pid}-${layers++}`)));
+    });
+  const wants = (...spans: readonly number[]) => SpanSet.of(20, spans).bytes;
+
+  it('epoch and secret stay, and the first secret decides', async (directory) => {
+    assert.equal(await directory.epoch(), await directory.epoch());
+    const secret = await directory.secret(() => 'one');
+    assert.equal(await directory.secret(() => 'two'), secret);
+  });
+
+  it('nodes are known until they have been silent', async (directory) => {
+    await directory.nodes.put(record('n1'), 1_000);
+    await directory.nodes.put(record('n2'), 2_000);
+    assert.deepEqual(await directory.nodes.get(['n2', 'nobody']), [record('n2')]);
+    assert.deepEqual(await directory.nodes.silent(1_500), ['n1']);
+    await directory.nodes.remove('n1', 2_000);
+    assert.deepEqual(await directory.nodes.all(10), [record('n2')]);
+    await directory.nodes.remove('n2', 2_000);
+  });
+
+  it('what is wanted, not held and not fetched is unread; it is leased once', async (directory, layer) => {
+    const { layers: table } = directory;
+    await table.change(layer, 'a', { spanCount: 20, have: wants(1), wants: wants(2, 3) }, 0, LEASE_MS);
+    const waiting = { load: 1, room: 4 };
+    await table.change(layer, 'b', { spanCount: 20, wants: wants(1, 2, 3), waiting }, 0, LEASE_MS);
+    const view = await table.look(layer, 0, LIMITS);
+    assert.deepEqual(view, { members: 2, outstanding: 0, waiting: [{ node: 'b', ...waiting }], unread: [2, 3] });
+    assert.deepEqual(await table.grant(layer, [{ node: 'b', spans: [1, 2] }], 0, LEASE_MS), [
+      { node: 'b', spans: [2] },
+    ]);
+    assert.deepEqual(await table.grant(layer, [{ node: 'b', spans: [3] }], 0, LEASE_MS), [], 'b waits no more');
+    assert.deepEqual(await table.grant(layer, [{ node: 'a', spans: [2] }], 0, LEASE_MS), [], 'it is leased');
+    const after = await table.look(layer, 0, LIMITS);
+    assert.deepEqual([after.outstanding, after.waiting, after.unread], [1, [], [3]]);
+    await table.change(layer, 'b', { spanCount: 20, gained: [2] }, 0, LEASE_MS);
+    assert.equal((await table.look(layer, 0, LIMITS)).outstanding, 0);
+  });
+
+  it('a lease ends when it is given back, when it runs out, and when its holder goes', async (directory, layer) => {
+    const { layers: table } = directory;
+    const fetching = { spanCount: 20, wants: wants(0, 1, 2), fetching: [0, 1, 2] };
+    await table.change(layer, 'a', fetching, 0, LEASE_MS);
+    await table.change(layer, 'b', { spanCount: 20, wants: wants(0, 1, 2) }, 0, LEASE_MS);
+    assert.deepEqual((await table.look(layer, 0, LIMITS)).unread, []);
+    await table.change(layer, 'a', { spanCount: 20, released: [1] }, 0, LEASE_MS);
+    assert.deepEqual((await table.look(layer, 0, LIMITS)).unread, [1]);
+    await table.change(layer, 'a', { spanCount: 20, fetching: [2] }, 900, LEASE_MS);
+    assert.deepEqual((await table.look(layer, 1_500, LIMITS)).unread, [0, 1], 'the lease of 2 was renewed');
+    await table.change(layer, 'b', { spanCount: 20, fetching: [2], released: [2] }, 1_500, LEASE_MS);
+    assert.deepEqual((await table.look(layer, 1_500, LIMITS)).unread, [0, 1], 'nobody takes a lease from another');
+    await table.leave(layer, 'a', 1_500);
+    assert.deepEqual(await table.look(layer, 1_500, LIMITS), {
+      members: 1,
+      outstanding: 0,
+      waiting: [],
+      unread: [0, 1, 2],
+    });
+  });
+
+  it('a slow holder cannot keep a lease for ever', async (directory, layer) => {
+    const { layers: table } = directory;
+    for (let now = 0; now < 10 * LEASE_MS; now += LEASE_MS / 2) {
+      const [located] = now === 0 ? [] : await table.locate(layer, 'b', [5], now, LEASE_MS);
+      if (located?.leased === true) {
+        assert.ok(now >= 4 * LEASE_MS, `given on after ${now} ms`);
+        return;
+      }
+      await table.change(layer, 'a', { spanCount: 20, fetching: [5] }, now, LEASE_MS);
+    }
+    assert.fail('never given on');
+  });
+
+  it('a span is located at its holders, else at the one who fetches it, else leased to the asker', async (directory, layer) => {
+    const { layers: table } = directory;
+    await table.change(layer, 'a', { spanCount: 20, have: wants(1, 9) }, 0, LEASE_MS);
+    await table.change(layer, 'b', { spanCount: 20, have: wants(1), fetching: [2] }, 0, LEASE_MS);
+    const located = await table.locate(layer, 'c', [1, 2, 3, 9], 0, LEASE_MS);
+    assert.deepEqual(
+      located.map(({ span, from, leased }) => [span, [...from].sort(), leased]),
+      [
+        [1, ['a', 'b'], false],
+        [2, ['b'], false],
+        [3, [], true],
+        [9, ['a'], false],
+      ],
+    );
+    const [again] = await table.locate(layer, 'd', [3], 0, LEASE_MS);
+    assert.deepEqual(again, { span: 3, from: ['c'], leased: false });
+  });
+
+  it('what the only holder has lost or taken with it is unread again once it is wanted', async (directory, layer) => {
+    const { layers: table } = directory;
+    await table.change(layer, 'a', { spanCount: 20, have: wants(1, 2) }, 0, LEASE_MS);
+    await table.change(layer, 'b', { spanCount: 20, have: wants(2) }, 0, LEASE_MS);
+    await table.change(layer, 'a', { spanCount: 20, have: wants(2) }, 0, LEASE_MS);
+    await table.change(layer, 'b', { spanCount: 20, wants: wants(1) }, 0, LEASE_MS);
+    assert.deepEqual((await table.look(layer, 0, LIMITS)).unread, [1]);
+    await table.leave(layer, 'b', 0);
+    await table.leave(layer, 'a', 0);
+    assert.equal((await table.look(layer, 0, LIMITS)).members, 0);
+    assert.ok(!(await table.summaries(10_000)).some((summary) => summary.layer === layer));
+  });
+
+  it('removing a node takes it out of its layers; the summary counts', async (directory, layer) => {
+    const { layers: table } = directory;
+    await directory.nodes.put(record('x'), 0);
+    await table.change(layer, 'x', { spanCount: 20, have: wants(0, 1) }, 0, LEASE_MS);
+    await table.change(layer, 'y', { spanCount: 20, have: wants(0), wants: wants(7), fetching: [8] }, 0, LEASE_MS);
+    const summary = async () => (await table.summaries(10_000)).find((one) => one.layer === layer);
+    assert.deepEqual(await summary(), { layer, spanCount: 20, members: 2, held: 2, copies: 3, leases: 1, unread: 1 });
+    await directory.nodes.remove('x', 0);
+    assert.deepEqual(await summary(), { layer, spanCount: 20, members: 1, held: 1, copies: 1, leases: 1, unread: 1 });
+    const members = await table.members(layer, 10);
+    assert.deepEqual(members, { total: 1, sample: ['y'] });
+    await table.leave(layer, 'y', 0);
+  });
+}

@@ -1,0 +1,188 @@
+import { randomUUID } from 'node:crypto';
+import type { Digest } from '#shared/digest/digest.ts';
+import type { NodeRecord } from '#shared/distribution/messages.ts';
+import { SpanSet } from '#shared/distribution/span-set.ts';
+import type { ChunkDirectory, LayerChange, LayerSummary, LayerTable, Located, NodeTable } from './chunk-directory.ts';
+import { LEASE_RENEWALS, LOCATED_HOLDERS } from './directory-limits.ts';
+import type { Grant, LeaseView, WaitingNode } from './lease-policy.ts';
+
+interface Lease {
+  readonly node: string;
+  readonly sinceMs: number;
+  untilMs: number;
+}
+
+interface LayerState {
+  spanCount: number;
+  readonly members: Map<string, SpanSet>;
+  readonly leases: Map<number, Lease>;
+  readonly unread: Set<number>;
+  readonly waiting: Map<string, WaitingNode>;
+}
+
+/** The directory of a single process. */
+export class MemoryDirectory implements ChunkDirectory {
+  readonly #epoch = randomUUID();
+  readonly #records = new Map<string, { readonly record: NodeRecord; seenMs: number }>();
+  readonly #layers = new Map<Digest, LayerState>();
+  readonly #random: () => number;
+  #secret: string | undefined;
+
+  constructor(random: () => number = Math.random) {
+    this.#random = random;
+  }
+
+  epoch(): Promise<string> {
+    return Promise.resolve(this.#epoch);
+  }
+
+  secret(make: () => string): Promise<string> {
+    return Promise.resolve((this.#secret ??= make()));
+  }
+
+  readonly nodes: NodeTable = {
+    put: async (record, nowMs) => {
+      this.#records.set(record.node, { record, seenMs: nowMs });
+    },
+    get: async (nodes) => nodes.flatMap((node) => this.#records.get(node)?.record ?? []),
+    all: async (limit) => [...this.#records.values()].slice(0, limit).map(({ record }) => record),
+    silent: async (beforeMs) =>
+      Array.from(this.#records).flatMap(([node, { seenMs }]) => (seenMs < beforeMs ? [node] : [])),
+    remove: async (node, nowMs) => {
+      this.#records.delete(node);
+      for (const layer of this.#layers.keys()) await this.layers.leave(layer, node, nowMs);
+    },
+  };
+
+  readonly layers: LayerTable = {
+    change: async (layer, node, change, nowMs, leaseMs) => this.#change(layer, node, change, nowMs, leaseMs),
+    leave: async (layer, node) => {
+      const state = this.#layers.get(layer);
+      if (state === undefined) return;
+      state.members.delete(node);
+      state.waiting.delete(node);
+      for (const [span, lease] of state.leases) if (lease.node === node) this.#free(state, span);
+      if (state.members.size === 0) this.#layers.delete(layer);
+    },
+    members: async (layer, count) => {
+      const members = [...(this.#layers.get(layer)?.members.keys() ?? [])];
+      return { total: members.length, sample: this.#sample(members, count) };
+    },
+    look: async (layer, nowMs, limits): Promise<LeaseView> => {
+      const state = this.#layers.get(layer);
+      if (state === undefined) return { members: 0, outstanding: 0, waiting: [], unread: [] };
+      for (const [span, { untilMs }] of state.leases) if (untilMs <= nowMs) this.#free(state, span);
+      return {
+        members: state.members.size,
+        outstanding: state.leases.size,
+        waiting: this.#sample([...state.waiting.values()], limits.samples),
+        unread: [...state.unread].sort((a, b) => a - b).slice(0, limits.unread),
+      };
+    },
+    grant: async (layer, grants, nowMs, leaseMs) => {
+      const state = this.#layers.get(layer);
+      if (state === undefined) return [];
+      return grants.flatMap((grant): Grant[] => {
+        const spans = grant.spans.filter((span) => state.unread.has(span));
+        if (spans.length === 0 || !state.waiting.delete(grant.node)) return [];
+        for (const span of spans) this.#lease(state, span, grant.node, nowMs, leaseMs);
+        return [{ node: grant.node, spans }];
+      });
+    },
+    locate: async (layer, node, spans, nowMs, leaseMs) => {
+      const state = this.#layers.get(layer);
+      if (state === undefined) return [];
+      return spans.map((span): Located => {
+        const holders = [...state.members].flatMap(([other, has]) => (other !== node && has.has(span) ? [other] : []));
+        if (holders.length > 0) return { span, from: this.#sample(holders, LOCATED_HOLDERS), leased: false };
+        const lease = state.leases.get(span);
+        if (lease !== undefined && lease.untilMs > nowMs && lease.node !== node) {
+          return { span, from: [lease.node], leased: false };
+        }
+        this.#lease(state, span, node, nowMs, leaseMs);
+        return { span, from: [], leased: true };
+      });
+    },
+    summaries: async (limit) =>
+      Array.from(this.#layers, ([layer, state]): LayerSummary => {
+        const held = new SpanSet(state.spanCount);
+        let copies = 0;
+        for (const has of state.members.values()) {
+          for (const span of has.spans()) {
+            held.add(span);
+            copies++;
+          }
+        }
+        return {
+          layer,
+          spanCount: state.spanCount,
+          members: state.members.size,
+          held: [...held.spans()].length,
+          copies,
+          leases: state.leases.size,
+          unread: state.unread.size,
+        };
+      }).slice(0, limit),
+  };
+
+  async [Symbol.asyncDispose](): Promise<void> {}
+
+  #change(layer: Digest, node: string, change: LayerChange, nowMs: number, leaseMs: number): void {
+    let state = this.#layers.get(layer);
+    if (state === undefined) {
+      state = {
+        spanCount: change.spanCount,
+        members: new Map(),
+        leases: new Map(),
+        unread: new Set(),
+        waiting: new Map(),
+      };
+      this.#layers.set(layer, state);
+    }
+    const known = state.members.get(node);
+    const has = change.have === undefined && known !== undefined ? known : new SpanSet(change.spanCount, change.have);
+    state.members.set(node, has);
+    for (const span of change.have === undefined ? [] : has.spans()) this.#read(state, span);
+    for (const span of change.gained ?? []) {
+      has.add(span);
+      this.#read(state, span);
+    }
+    for (const span of change.released ?? []) if (state.leases.get(span)?.node === node) this.#free(state, span);
+    for (const span of change.fetching ?? []) {
+      const lease = state.leases.get(span);
+      if (lease === undefined) this.#lease(state, span, node, nowMs, leaseMs);
+      else if (lease.node === node && nowMs - lease.sinceMs < LEASE_RENEWALS * leaseMs) lease.untilMs = nowMs + leaseMs;
+    }
+    if (change.wants !== undefined) {
+      for (const span of new SpanSet(state.spanCount, change.wants).spans()) this.#want(state, span);
+    }
+    if (change.waiting !== undefined) state.waiting.set(node, { node, ...change.waiting });
+  }
+
+  #want(state: LayerState, span: number): void {
+    if (state.leases.has(span)) return;
+    for (const has of state.members.values()) if (has.has(span)) return;
+    state.unread.add(span);
+  }
+
+  #read(state: LayerState, span: number): void {
+    state.unread.delete(span);
+    state.leases.delete(span);
+  }
+
+  #lease(state: LayerState, span: number, node: string, nowMs: number, leaseMs: number): void {
+    state.unread.delete(span);
+    state.leases.set(span, { node, sinceMs: nowMs, untilMs: nowMs + leaseMs });
+  }
+
+  #free(state: LayerState, span: number): void {
+    state.leases.delete(span);
+    this.#want(state, span);
+  }
+
+  #sample<T>(items: readonly T[], count: number): T[] {
+    if (items.length <= count) return [...items];
+    const left = [...items];
+    return Array.from({ length: count }, () => left.splice(Math.floor(this.#random() * left.length), 1)).flat();
+  }
+}

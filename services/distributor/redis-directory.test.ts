@@ -1,0 +1,40 @@
+import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
+import { after, before, describe, test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { silentLogger } from '#shared/telemetry/logger.ts';
+import { TestRedis } from '#test/harness/redis.ts';
+import { directoryConformance } from './directory-conformance.ts';
+import { RedisDirectory } from './redis-directory.ts';
+
+const skip = spawnSync('redis-server', ['--version'], { stdio: 'ignore' }).error
+  ? 'redis-server is not installed'
+  : false;
+
+describe('Redis', { skip }, () => {
+  let redis: TestRedis;
+  before(async () => {
+    redis = await TestRedis.start(AbortSignal.timeout(60_000));
+  });
+  after(async () => {
+    await redis[Symbol.asyncDispose]();
+  });
+  const open = async () => {
+    const directory = new RedisDirectory({ url: redis.url, logger: silentLogger });
+    while (!directory.ready) await sleep(5);
+    return directory;
+  };
+
+  directoryConformance('in Redis', open);
+
+  test('the epoch is another one after Redis has lost everything, and until then calls fail at once', async () => {
+    await using directory = await open();
+    const epoch = await directory.epoch();
+    redis.kill();
+    while (directory.ready) await sleep(5);
+    await assert.rejects(directory.epoch());
+    await redis.restart(AbortSignal.timeout(60_000));
+    while (!directory.ready) await sleep(5);
+    assert.notEqual(await directory.epoch(), epoch);
+  });
+});

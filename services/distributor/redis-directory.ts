@@ -1,0 +1,232 @@
+import { randomUUID } from 'node:crypto';
+import { Redis } from 'ioredis';
+import { digestOfHex, hexOf, type Digest } from '#shared/digest/digest.ts';
+import { nodeRecord, type NodeRecord } from '#shared/distribution/messages.ts';
+import { SpanSet } from '#shared/distribution/span-set.ts';
+import type { Logger } from '#shared/telemetry/logger.ts';
+import type { ChunkDirectory, LayerChange, LayerSummary, LayerTable, Located, NodeTable } from './chunk-directory.ts';
+import { LEASE_RENEWALS, LOCATED_HOLDERS } from './directory-limits.ts';
+import type { Grant, LeaseView } from './lease-policy.ts';
+import { CHANGE, GRANT, LAYER_KEYS, LEASE, LEAVE, LOOK } from './redis-scripts.ts';
+
+const EPOCH = 'kd:epoch';
+const SECRET = 'kd:secret';
+const LAYERS = 'kd:layers';
+const NODES = 'kd:{nodes}:records';
+const SEEN = 'kd:{nodes}:seen';
+/** Layers of a node: what must be left when it has gone. */
+const layersOf = (node: string): string => `kd:node:${node}:layers`;
+/** A layer that nobody speaks of for so long is forgotten; nodes say hello every few seconds and layers again when asked. */
+const KEEP_MS = 24 * 60 * 60 * 1000;
+/** An answer later than this is none: nodes have given up on us by then. */
+const COMMAND_TIMEOUT_MS = 2_000;
+/** Members looked at for a holder of a span. */
+const LOCATE_SAMPLE = 48;
+
+/** The directory in Redis (or a Redis Cluster's primary): each call is one or two round trips. */
+export class RedisDirectory implements ChunkDirectory {
+  readonly #redis: Redis;
+
+  constructor(options: { readonly url: string; readonly logger: Logger }) {
+    this.#redis = new Redis(options.url, {
+      commandTimeout: COMMAND_TIMEOUT_MS,
+      maxRetriesPerRequest: 0,
+      // A command waits for nothing: whoever asks us has another way and takes it.
+      enableOfflineQueue: false,
+      retryStrategy: (attempt) => Math.min(1_000, 50 * attempt),
+      lazyConnect: true,
+    });
+    this.#redis.on('error', (error: unknown) => options.logger.debug({ err: error }, 'Redis'));
+    // It goes on trying by itself.
+    this.#redis.connect().catch(() => {});
+  }
+
+  get ready(): boolean {
+    return this.#redis.status === 'ready';
+  }
+
+  async epoch(): Promise<string> {
+    await this.#redis.set(EPOCH, randomUUID(), 'NX');
+    return (await this.#redis.get(EPOCH)) ?? '';
+  }
+
+  async secret(make: () => string): Promise<string> {
+    await this.#redis.set(SECRET, make(), 'NX');
+    return (await this.#redis.get(SECRET)) ?? '';
+  }
+
+  readonly nodes: NodeTable = {
+    put: async (record, nowMs) => {
+      await this.#redis.multi().hset(NODES, record.node, JSON.stringify(record)).zadd(SEEN, nowMs, record.node).exec();
+    },
+    get: async (nodes) => {
+      if (nodes.length === 0) return [];
+      return (await this.#redis.hmget(NODES, ...nodes)).flatMap(recordOf);
+    },
+    all: async (limit) => {
+      const nodes = await this.#redis.zrange(SEEN, 0, limit - 1);
+      return await this.nodes.get(nodes);
+    },
+    silent: async (beforeMs) => await this.#redis.zrangebyscore(SEEN, 0, `(${beforeMs}`),
+    remove: async (node, nowMs) => {
+      for (const hex of await this.#redis.smembers(layersOf(node))) {
+        await this.layers.leave(digestOfHex(hex), node, nowMs);
+      }
+      await this.#redis.multi().hdel(NODES, node).zrem(SEEN, node).exec();
+    },
+  };
+
+  readonly layers: LayerTable = {
+    change: async (layer, node, change, nowMs, leaseMs) => await this.#change(layer, node, change, nowMs, leaseMs),
+    leave: async (layer, node) => {
+      const staying = (await this.#redis.smembers(key(layer, 'members'))).filter((member) => member !== node);
+      const bitmaps = staying.map((member) => bitsKey(layer, member));
+      const left = await this.#eval(LEAVE, layer, node, bitmaps, [node]);
+      await this.#redis.srem(layersOf(node), hexOf(layer));
+      if (left === 0) await this.#redis.srem(LAYERS, hexOf(layer));
+    },
+    members: async (layer, count) => {
+      const [total, sample] = await Promise.all([
+        this.#redis.scard(key(layer, 'members')),
+        this.#redis.srandmember(key(layer, 'members'), count),
+      ]);
+      return { total, sample };
+    },
+    look: async (layer, nowMs, limits): Promise<LeaseView> => {
+      const answer = (await this.#eval(LOOK, layer, '', [], [nowMs, limits.samples, limits.unread])) as [
+        number,
+        number,
+        string[],
+        string[],
+      ];
+      const [members, outstanding, flat, unread] = answer;
+      const waiting = [];
+      for (let i = 0; i + 1 < flat.length; i += 2) {
+        const [load = 0, room = 0] = (flat[i + 1] ?? '').split('|').map(Number);
+        waiting.push({ node: flat[i] ?? '', load, room });
+      }
+      return { members, outstanding, waiting, unread: unread.map(Number) };
+    },
+    grant: async (layer, grants, nowMs, leaseMs) => {
+      if (grants.length === 0) return [];
+      const list = grants.flatMap(({ node, spans }) => [node, spans.length, ...spans]);
+      const given = (await this.#eval(GRANT, layer, '', [], [nowMs, leaseMs, ...list])) as string[];
+      const accepted: Grant[] = [];
+      for (let at = 0; at < given.length; ) {
+        const count = Number(given[at + 1]);
+        accepted.push({ node: given[at] ?? '', spans: given.slice(at + 2, at + 2 + count).map(Number) });
+        at += 2 + count;
+      }
+      return accepted;
+    },
+    locate: async (layer, node, spans, nowMs, leaseMs) => await this.#locate(layer, node, spans, nowMs, leaseMs),
+    summaries: async (limit) => {
+      const layers = (await this.#redis.smembers(LAYERS)).slice(0, limit);
+      return (await Promise.all(layers.map(async (hex) => await this.#summary(digestOfHex(hex))))).flat();
+    },
+  };
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#redis.disconnect();
+  }
+
+  async #change(layer: Digest, node: string, change: LayerChange, nowMs: number, leaseMs: number): Promise<void> {
+    const { spanCount } = change;
+    const hex = hexOf(layer);
+    const lists = {
+      spans: spanCount,
+      gained: [...(change.gained ?? []), ...(change.have === undefined ? [] : valid(change.have, spanCount))],
+      released: change.released ?? [],
+      fetching: change.fetching ?? [],
+      wants: change.wants === undefined ? [] : valid(change.wants, spanCount),
+      ...(change.waiting === undefined ? {} : { waiting: `${change.waiting.load}|${change.waiting.room}` }),
+    };
+    if (change.have !== undefined) {
+      // The node may hold less than it did: the union is made anew without it, then it comes in again.
+      if (await this.#redis.sismember(key(layer, 'members'), node)) await this.layers.leave(layer, node, nowMs);
+    }
+    await Promise.all([
+      this.#eval(CHANGE, layer, node, [], [node, nowMs, leaseMs, LEASE_RENEWALS, KEEP_MS, JSON.stringify(lists)]),
+      this.#redis.sadd(LAYERS, hex),
+      this.#redis.sadd(layersOf(node), hex),
+      this.#redis.pexpire(layersOf(node), KEEP_MS),
+    ]);
+  }
+
+  async #locate(
+    layer: Digest,
+    node: string,
+    spans: readonly number[],
+    nowMs: number,
+    leaseMs: number,
+  ): Promise<readonly Located[]> {
+    const sample = (await this.#redis.srandmember(key(layer, 'members'), LOCATE_SAMPLE)).filter((one) => one !== node);
+    const bitmaps =
+      sample.length === 0 ? [] : await this.#redis.mgetBuffer(...sample.map((one) => bitsKey(layer, one)));
+    const holders = new Map(
+      spans.map((span) => [
+        span,
+        sample.filter((_, i) => hasRedisBit(bitmaps[i] ?? undefined, span)).slice(0, LOCATED_HOLDERS),
+      ]),
+    );
+    const missing = spans.filter((span) => holders.get(span)?.length === 0);
+    const fetchers =
+      missing.length === 0
+        ? []
+        : ((await this.#eval(LEASE, layer, '', [], [node, nowMs, leaseMs, ...missing])) as string[]);
+    return spans.map((span): Located => {
+      const from = holders.get(span) ?? [];
+      if (from.length > 0) return { span, from, leased: false };
+      const fetcher = fetchers[missing.indexOf(span)] ?? '';
+      return fetcher === '' ? { span, from: [], leased: true } : { span, from: [fetcher], leased: false };
+    });
+  }
+
+  async #summary(layer: Digest): Promise<LayerSummary[]> {
+    const [spans, members, held, leases, unread] = await Promise.all([
+      this.#redis.hget(key(layer, 'meta'), 'spans'),
+      this.#redis.smembers(key(layer, 'members')),
+      this.#redis.bitcount(key(layer, 'any')),
+      this.#redis.hlen(key(layer, 'leases')),
+      this.#redis.zcard(key(layer, 'unread')),
+    ]);
+    if (spans === null) return [];
+    const counts = await Promise.all(members.map(async (node) => await this.#redis.bitcount(bitsKey(layer, node))));
+    const copies = counts.reduce((sum, count) => sum + count, 0);
+    return [{ layer, spanCount: Number(spans), members: members.length, held, copies, leases, unread }];
+  }
+
+  async #eval(
+    script: string,
+    layer: Digest,
+    node: string,
+    moreKeys: readonly string[],
+    args: readonly (string | number)[],
+  ): Promise<unknown> {
+    const keys = [...LAYER_KEYS.map((name) => key(layer, name)), bitsKey(layer, node), ...moreKeys];
+    return await this.#redis.eval(script, keys.length, ...keys, ...args);
+  }
+}
+
+function key(layer: Digest, name: (typeof LAYER_KEYS)[number]): string {
+  return `kd:{${hexOf(layer)}}:${name}`;
+}
+
+function bitsKey(layer: Digest, node: string): string {
+  return `kd:{${hexOf(layer)}}:b:${node}`;
+}
+
+function valid(bits: Uint8Array, spanCount: number): number[] {
+  return [...new SpanSet(spanCount, bits).spans()].filter((span) => span < spanCount);
+}
+
+/** Redis counts a byte's bits from its top. */
+function hasRedisBit(bits: Buffer | undefined, span: number): boolean {
+  return ((bits?.[span >> 3] ?? 0) & (0x80 >> (span & 7))) !== 0;
+}
+
+function recordOf(text: string | null): NodeRecord[] {
+  if (text === null) return [];
+  const parsed = nodeRecord.safeParse(JSON.parse(text));
+  return parsed.success ? [parsed.data] : [];
+}

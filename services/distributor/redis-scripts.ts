@@ -1,0 +1,146 @@
+/**
+ * What must be atomic in the directory. All keys of a layer carry its hash tag, so that they lie in one slot of a Redis Cluster:
+ *
+ *     kd:{hex}:meta      hash: spans = span count
+ *     kd:{hex}:members   set of nodes
+ *     kd:{hex}:b:NODE    bitmap of the spans the node holds (Redis numbers bits from the top of a byte: see `toRedisBits`)
+ *     kd:{hex}:any       bitmap: the union of them
+ *     kd:{hex}:unread    sorted set: spans somebody wants, nobody has and nobody fetches; score = span
+ *     kd:{hex}:leases    hash: span -> NODE|since|until
+ *     kd:{hex}:waiting   hash: node -> load|room
+ */
+export const LAYER_KEYS = ['meta', 'members', 'any', 'unread', 'leases', 'waiting'] as const;
+
+const HEAD = `
+local meta, members, any, unread, leases, waiting, own = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
+local function lease(span)
+  local text = redis.call('HGET', leases, span)
+  if not text then return nil end
+  local node, since, till = string.match(text, '^(.*)|(%d+)|(%d+)$')
+  return { node = node, since = tonumber(since), till = tonumber(till) }
+end
+local function want(span)
+  if redis.call('GETBIT', any, span) == 0 and redis.call('HEXISTS', leases, span) == 0 then
+    redis.call('ZADD', unread, span, span)
+  end
+end
+local function free(span)
+  redis.call('HDEL', leases, span)
+  want(span)
+end
+local function give(span, node, now, ms)
+  redis.call('ZREM', unread, span)
+  redis.call('HSET', leases, span, node .. '|' .. now .. '|' .. (now + ms))
+end
+local function read(span)
+  redis.call('ZREM', unread, span)
+  redis.call('HDEL', leases, span)
+end
+`;
+
+/** ARGV: node, now, lease ms, renewals, keep ms, JSON of the change (span lists). */
+export const CHANGE = `${HEAD}
+local node, now, ms, renewals, keep = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
+local change = cjson.decode(ARGV[6])
+redis.call('HSET', meta, 'spans', change.spans)
+redis.call('SADD', members, node)
+for _, span in ipairs(change.gained) do
+  redis.call('SETBIT', own, span, 1)
+  redis.call('SETBIT', any, span, 1)
+  read(span)
+end
+for _, span in ipairs(change.released) do
+  local known = lease(span)
+  if known and known.node == node then free(span) end
+end
+for _, span in ipairs(change.fetching) do
+  local known = lease(span)
+  if not known then give(span, node, now, ms)
+  elseif known.node == node and now - known.since < renewals * ms then
+    redis.call('HSET', leases, span, node .. '|' .. known.since .. '|' .. (now + ms))
+  end
+end
+for _, span in ipairs(change.wants) do want(span) end
+if change.waiting then redis.call('HSET', waiting, node, change.waiting) end
+for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, keep) end
+return 1
+`;
+
+/** KEYS also: the bitmaps of all that stay. ARGV: node. Returns how many members are left. */
+export const LEAVE = `${HEAD}
+redis.call('SREM', members, ARGV[1])
+redis.call('HDEL', waiting, ARGV[1])
+redis.call('DEL', own)
+if redis.call('SCARD', members) == 0 then
+  redis.call('DEL', meta, any, unread, leases, waiting)
+  return 0
+end
+if #KEYS > 7 then redis.call('BITOP', 'OR', any, unpack(KEYS, 8)) else redis.call('DEL', any) end
+for span, text in pairs((function(flat)
+  local map = {}
+  for i = 1, #flat, 2 do map[flat[i]] = flat[i + 1] end
+  return map
+end)(redis.call('HGETALL', leases))) do
+  if string.sub(text, 1, #ARGV[1] + 1) == ARGV[1] .. '|' then free(span) end
+end
+return redis.call('SCARD', members)
+`;
+
+/** ARGV: now, samples, unread. Returns [members, leases, waiting pairs, unread]. */
+export const LOOK = `${HEAD}
+local now = tonumber(ARGV[1])
+local flat = redis.call('HGETALL', leases)
+for i = 1, #flat, 2 do
+  local till = tonumber(string.match(flat[i + 1], '|(%d+)$'))
+  if till <= now then free(flat[i]) end
+end
+local sample = {}
+if redis.call('HLEN', waiting) > 0 then
+  sample = redis.call('HRANDFIELD', waiting, ARGV[2], 'WITHVALUES')
+end
+return {
+  redis.call('SCARD', members),
+  redis.call('HLEN', leases),
+  sample,
+  redis.call('ZRANGE', unread, 0, ARGV[3] - 1),
+}
+`;
+
+/** ARGV: now, lease ms, then for each grant node, number of spans, spans. Returns the same list of what was given. */
+export const GRANT = `${HEAD}
+local now, ms = tonumber(ARGV[1]), tonumber(ARGV[2])
+local given, at = {}, 3
+while at <= #ARGV do
+  local node, count = ARGV[at], tonumber(ARGV[at + 1])
+  local spans = {}
+  for i = at + 2, at + 1 + count do
+    if redis.call('ZSCORE', unread, ARGV[i]) then spans[#spans + 1] = ARGV[i] end
+  end
+  if #spans > 0 and redis.call('HDEL', waiting, node) == 1 then
+    given[#given + 1] = node
+    given[#given + 1] = tostring(#spans)
+    for _, span in ipairs(spans) do
+      give(span, node, now, ms)
+      given[#given + 1] = span
+    end
+  end
+  at = at + 2 + count
+end
+return given
+`;
+
+/** ARGV: node, now, lease ms, spans. Returns for each span who fetches it: another node, or '' = leased to the asker now. */
+export const LEASE = `${HEAD}
+local node, now, ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local answer = {}
+for i = 4, #ARGV do
+  local known = lease(ARGV[i])
+  if known and known.till > now and known.node ~= node then
+    answer[#answer + 1] = known.node
+  else
+    give(ARGV[i], node, now, ms)
+    answer[#answer + 1] = ''
+  end
+end
+return answer
+`;

@@ -1,0 +1,121 @@
+import { LAYER_LIMITS } from '#shared/layer/layer-index.ts';
+
+/**
+ * The body of an answer with spans: for each span that was asked for, in that order, a header of 8 bytes and the payload.
+ *
+ *     0  4  span number, big endian
+ *     4  4  bytes that follow; 0xffffffff = not available, nothing follows
+ */
+export const FRAME_HEADER_BYTES = 8;
+const NOT_AVAILABLE = 0xffffffff;
+
+export interface SpanFrame {
+  readonly span: number;
+  /** undefined = the peer has not got it. */
+  readonly payload: Buffer | undefined;
+}
+
+export class FrameError extends Error {
+  override readonly name = 'FrameError';
+  readonly code: 'too-large' | 'unexpected' | 'cut-short';
+  constructor(code: FrameError['code'], message: string) {
+    super(message);
+    this.code = code;
+  }
+}
+
+export function frameHeader(span: number, length: number | undefined): Buffer {
+  const header = Buffer.alloc(FRAME_HEADER_BYTES);
+  header.writeUInt32BE(span, 0);
+  header.writeUInt32BE(length ?? NOT_AVAILABLE, 4);
+  return header;
+}
+
+/** Takes a body as it comes. `expected` tells the payload's length of a span: one of another length is refused unread. */
+export class FrameReader {
+  readonly #expected: (span: number) => number | undefined;
+  readonly #header = Buffer.alloc(FRAME_HEADER_BYTES);
+  #headerBytes = 0;
+  #span = 0;
+  #payload: Buffer | undefined;
+  #filled = 0;
+
+  constructor(expected: (span: number) => number | undefined) {
+    this.#expected = expected;
+  }
+
+  /** Frames that are whole now. @throws FrameError */
+  *push(chunk: Uint8Array): Generator<SpanFrame> {
+    let at = 0;
+    while (at < chunk.length || this.#isWhole()) {
+      if (this.#payload === undefined) {
+        const part = chunk.subarray(at, at + FRAME_HEADER_BYTES - this.#headerBytes);
+        this.#header.set(part, this.#headerBytes);
+        this.#headerBytes += part.length;
+        at += part.length;
+        if (this.#headerBytes < FRAME_HEADER_BYTES) return;
+        this.#headerBytes = 0;
+        this.#span = this.#header.readUInt32BE(0);
+        const length = this.#header.readUInt32BE(4);
+        const expected = this.#expected(this.#span);
+        if (expected === undefined) throw new FrameError('unexpected', `Span ${this.#span} was not asked for`);
+        if (length === NOT_AVAILABLE) {
+          yield { span: this.#span, payload: undefined };
+          continue;
+        }
+        if (length !== expected || length > LAYER_LIMITS.spanBytes) {
+          throw new FrameError('too-large', `Span ${this.#span} has ${expected} bytes, not ${length}`);
+        }
+        // Of its own memory, so that it can be handed to a decoder's thread without a copy.
+        this.#payload = Buffer.allocUnsafeSlow(length);
+        this.#filled = 0;
+      } else {
+        const part = chunk.subarray(at, at + this.#payload.length - this.#filled);
+        this.#payload.set(part, this.#filled);
+        this.#filled += part.length;
+        at += part.length;
+      }
+      if (this.#isWhole()) {
+        const payload = this.#payload;
+        this.#payload = undefined;
+        yield { span: this.#span, payload };
+      }
+    }
+  }
+
+  /** @throws FrameError when the body ended within a frame. */
+  end(): void {
+    if (this.#headerBytes > 0 || this.#payload !== undefined) {
+      throw new FrameError('cut-short', 'The answer ended within a span');
+    }
+  }
+
+  #isWhole(): boolean {
+    return this.#payload !== undefined && this.#filled === this.#payload.length;
+  }
+}
+
+const RUN_LIST = /^\d{1,7}(-\d{1,7})?(,\d{1,7}(-\d{1,7})?)*$/;
+
+/** `3-5,9`; undefined = malformed, or more than `limit` spans. */
+export function parseSpanRuns(text: string, limit: number): number[] | undefined {
+  if (text.length > 2048 || !RUN_LIST.test(text)) return undefined;
+  const spans: number[] = [];
+  for (const part of text.split(',')) {
+    const [first = 0, last = first] = part.split('-').map(Number);
+    if (last < first || spans.length + last - first + 1 > limit) return undefined;
+    for (let span = first; span <= last; span++) spans.push(span);
+  }
+  return spans;
+}
+
+export function formatSpanRuns(spans: readonly number[]): string {
+  const runs: string[] = [];
+  for (let i = 0; i < spans.length; ) {
+    let end = i;
+    while (spans[end + 1] === (spans[end] ?? 0) + 1) end++;
+    runs.push(end === i ? `${spans[i]}` : `${spans[i]}-${spans[end]}`);
+    i = end + 1;
+  }
+  return runs.join(',');
+}
