@@ -42,7 +42,7 @@ export function command(): Command {
     )
     .argument('<src>', 'image to start and convert')
     .argument('<dst>', 'name and tag to push to')
-    .argument('[command...]', "command in place of the image's own")
+    .argument('[command...]', "command in place of the image's own; options for kindling stand before the image")
     .option('--period <seconds>', 'how long the start is watched, if it does not end earlier', wholeNumber, 10)
     .option('--record <file>', 'also write the list of files there (for convert --prioritize)')
     .option('-e, --env <name=value>', 'environment variable (may be repeated)', collect, [])
@@ -64,18 +64,21 @@ export function command(): Command {
         .env('KINDLING_SNAPSHOTTER')
         .default('kindling'),
     );
-  return withConversionOptions(optimize).action(async (src: string, dst: string, args: string[], flags: Flags) => {
-    await untilInterrupted(async (signal) => {
-      const source = formatReference(parseReference(src));
-      parseReference(dst);
-      const files = await recordStart(source, args, flags, signal);
-      if (flags.record !== undefined) await writeFile(flags.record, `${files.join('\n')}\n`, { signal });
-      const what = { platforms: [hostPlatform()], prioritize: files };
-      const result = await convertWithProgress(source, dst, what, flags, signal);
-      if (flags.json === true) console.log(JSON.stringify({ ...result, files: files.length }));
-      else console.log(`${files.length} files are opened by the start\n${conversionText(dst, result)}`);
+  // As with `run`: what stands behind the names belongs to the container.
+  return withConversionOptions(optimize)
+    .passThroughOptions()
+    .action(async (src: string, dst: string, args: string[], flags: Flags) => {
+      await untilInterrupted(async (signal) => {
+        const source = formatReference(parseReference(src));
+        parseReference(dst);
+        const files = await recordStart(source, args, flags, signal);
+        if (flags.record !== undefined) await writeFile(flags.record, `${files.join('\n')}\n`, { signal });
+        const what = { platforms: [hostPlatform()], prioritize: files };
+        const result = await convertWithProgress(source, dst, what, flags, signal);
+        if (flags.json === true) console.log(JSON.stringify({ ...result, files: files.length }));
+        else console.log(`${files.length} files are opened by the start\n${conversionText(dst, result)}`);
+      });
     });
-  });
 }
 
 /** Files that the start opens, in the order of their first opening. */

@@ -50,7 +50,7 @@ export function command(): Command {
       'Prints what the container prints; the waterfall goes to stderr. Ends with the exit code of the container.',
     )
     .argument('<image>', 'image to start')
-    .argument('[command...]', "command in place of the image's own")
+    .argument('[command...]', "command in place of the image's own; options for kindling stand before the image")
     .addOption(controlSocketOption())
     .addOption(
       new Option('--containerd <path>', "containerd's socket")
