@@ -4,6 +4,9 @@ import { createLogger } from '#shared/telemetry/logger.ts';
 import { SETTINGS } from './config.ts';
 import { runGateway } from './service.ts';
 
+/** EX_CONFIG of sysexits.h: starting again with the same settings is no use. */
+const EXIT_CONFIG = 78;
+
 const stop = new AbortController();
 for (const name of ['SIGINT', 'SIGTERM'] as const) process.once(name, () => stop.abort());
 
@@ -17,5 +20,5 @@ try {
   await runGateway(values, bus, logger, stop.signal);
 } catch (error) {
   console.error(error instanceof SettingsError ? error.message : error);
-  process.exitCode = 1;
+  process.exitCode = error instanceof SettingsError ? EXIT_CONFIG : 1;
 }
