@@ -7,7 +7,7 @@
  * | 8 | its compressed length | the same |
  * | 16 | its length | the same |
  * | 24 | type, 1 | the same |
- * | 32 | magic `GNUlInUx` | offset of the tar-split frame |
+ * | 32 | magic `GnUlInUx` | offset of the tar-split frame |
  * | 40 | | its compressed length |
  * | 48 | | its length |
  * | 56 | | magic `GNUlInUx` |
@@ -25,6 +25,7 @@ export interface ZstdChunkedFooter {
 export const SKIPPABLE_HEADER_BYTES = 8;
 const SKIPPABLE_MAGIC = 0x184d2a50;
 const MAGIC = Buffer.from('GNUlInUx', 'latin1');
+const OLD_MAGIC = Buffer.from('GnUlInUx', 'latin1');
 const TYPE_CRFS = 1;
 const SIZES = [64, 40] as const;
 
@@ -35,7 +36,8 @@ export function parseZstdChunkedFooter(tail: Buffer): ZstdChunkedFooter | undefi
     if (start < SKIPPABLE_HEADER_BYTES) continue;
     const header = start - SKIPPABLE_HEADER_BYTES;
     if (tail.readUInt32LE(header) !== SKIPPABLE_MAGIC || tail.readUInt32LE(header + 4) !== footerBytes) continue;
-    if (!tail.subarray(tail.length - MAGIC.length).equals(MAGIC)) continue;
+    const magic = tail.subarray(tail.length - MAGIC.length);
+    if (!magic.equals(MAGIC) && !magic.equals(OLD_MAGIC)) continue;
     const position = readPosition(tail.subarray(start));
     if (position !== undefined) return { ...position, footerBytes };
   }
