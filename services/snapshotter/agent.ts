@@ -88,7 +88,10 @@ export async function runAgent(
       ...(bus === undefined && embedded === undefined ? [] : [clusterIndexes]),
       ...(trusted.isEmpty ? [] : [new RegistryIndexes(registry, trusted)]),
     ],
-    streamed: new BlobStreamer({ registry }),
+    streamed: new BlobStreamer({ registry, keepIndex: values.natsUrl !== undefined }),
+    publishIndex: async (layer, index, ends) => {
+      if (values.natsUrl !== undefined && bus !== undefined) await new ClusterIndexes(bus).publish(layer, index, ends);
+    },
     sources: [new RegistrySource(registry)],
     statistics,
     logger,

@@ -24,11 +24,13 @@ interface StreamSource {
  */
 export class BlobStreamer implements StreamBuilder {
   readonly #registry: Pick<RegistryClient, 'blobStream'>;
+  readonly #keepIndex: boolean;
   readonly #waiting: (() => void)[] = [];
   #running = 0;
 
-  constructor(options: { readonly registry: Pick<RegistryClient, 'blobStream'> }) {
+  constructor(options: { readonly registry: Pick<RegistryClient, 'blobStream'>; readonly keepIndex?: boolean }) {
     this.#registry = options.registry;
+    this.#keepIndex = options.keepIndex ?? false;
   }
 
   /** @throws WorkerError (`code` of the LayerError or file-system error), RegistryError */
@@ -46,7 +48,7 @@ export class BlobStreamer implements StreamBuilder {
 
   async #stream(source: StreamSource, folder: string, signal: AbortSignal): Promise<BuiltLayer> {
     const { layer, sizeBytes, repository } = source;
-    const worker = new StreamWorker(layer, sizeBytes, folder);
+    const worker = new StreamWorker(layer, sizeBytes, folder, this.#keepIndex);
     try {
       const download = AbortSignal.any([signal, worker.failed]);
       let message = Buffer.allocUnsafeSlow(Math.min(MESSAGE_BYTES, Math.max(1, sizeBytes)));
@@ -86,10 +88,10 @@ class StreamWorker {
   #ahead = 0;
   #taken: (() => void) | undefined;
 
-  constructor(layer: Digest, blobSize: number, folder: string) {
+  constructor(layer: Digest, blobSize: number, folder: string, keepIndex: boolean) {
     const { port1, port2 } = new MessageChannel();
     this.#port = port1;
-    const workerData: StreamJob = { layer, blobSize, folder, port: port2 };
+    const workerData: StreamJob = { layer, blobSize, folder, port: port2, keepIndex };
     const worker = new Worker(new URL('./stream-worker.ts', import.meta.url), {
       name: 'kindling-stream',
       workerData,

@@ -38,11 +38,15 @@ interface ResolvedRequest {
 }
 
 interface Built {
+  /** Found out here, by reading the whole blob: worth telling others. */
+  readonly isNews?: true;
   readonly built: BuiltLayer;
   readonly downloadedBytes: number;
 }
 
 export interface BuiltFolder {
+  /** Whether nobody else is known to have the layer's index. */
+  readonly isNews: boolean;
   readonly record: LayerRecord;
   /** Still to be published. */
   readonly folder: string;
@@ -100,14 +104,14 @@ export class LayerBuilder {
     const folder = await this.#directory.begin();
     try {
       const resolved = await this.#resolve(request, signal);
-      const { built, downloadedBytes } = await this.#buildIn(folder, resolved, signal);
+      const { built, downloadedBytes, isNews = false } = await this.#buildIn(folder, resolved, signal);
       const { sizeBytes, mediaType, annotations } = resolved;
       const record: LayerRecord = {
         version: 1,
         ...built,
         requests: [{ ...request, sizeBytes, mediaType, annotations: { ...annotations } }],
       };
-      return { record, folder, downloadedBytes };
+      return { record, folder, downloadedBytes, isNews };
     } catch (error) {
       await rm(folder, { recursive: true, force: true });
       signal.throwIfAborted();
@@ -135,7 +139,7 @@ export class LayerBuilder {
     }
     const { repository, sizeBytes, mediaType } = resolved;
     const built = await this.#streamed.build({ repository, layer, sizeBytes, mediaType }, folder, signal);
-    return { built, downloadedBytes: sizeBytes };
+    return { built, downloadedBytes: sizeBytes, isNews: true };
   }
 
   /** For another attempt in the same folder. */

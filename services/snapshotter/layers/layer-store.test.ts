@@ -327,6 +327,38 @@ test('a layer without an index is made from one pass over its blob, and one that
   await store.close();
 });
 
+test('an index that was made here is told to others, and theirs is used in place of the blob', async () => {
+  const blob = new FakeBlob('o', 10);
+  const told: Uint8Array[] = [];
+  const streamed = new BlobStreamer({
+    keepIndex: true,
+    registry: {
+      async *blobStream() {
+        yield await Promise.resolve(Buffer.from(blob.bytes));
+      },
+    },
+  });
+  const publishIndex = (layer: Digest, index: Uint8Array) => {
+    assert.equal(layer, blob.layer);
+    told.push(index);
+    return Promise.resolve();
+  };
+  const first = setup([blob], { indexes: [], streamed, publishIndex });
+  await first.store.start(never);
+  await first.store.provide(blob.request(), never);
+  while (told.length === 0) await turn();
+  await first.store.close();
+  const [index] = told;
+  assert.ok(index);
+  const second = setup([blob], { indexes: [{ find: () => Promise.resolve(index) }], publishIndex });
+  await second.store.start(never);
+  await second.store.provide(blob.request(), never);
+  assert.equal(second.store.isComplete(blob.layer), false);
+  assert.equal(blob.reads.length, 0);
+  await second.store.close();
+  assert.equal(told.length, 1);
+});
+
 test('an index that is of another layer, or broken, does not keep a layer from starting', async () => {
   const blob = new FakeBlob('n', 6);
   const { store } = setup([blob], { indexes: [{ find: () => Promise.resolve(Buffer.from('no index')) }] });

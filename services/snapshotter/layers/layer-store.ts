@@ -1,4 +1,4 @@
-import { stat } from 'node:fs/promises';
+import { readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Digest } from '#shared/digest/digest.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
@@ -33,6 +33,8 @@ export interface LayerStoreOptions {
   readonly registry: ConstructorParameters<typeof LayerBuilder>[0]['registry'];
   readonly indexes: readonly IndexSource[];
   readonly streamed: StreamBuilder;
+  /** Tells other nodes of an index that was made here; undefined where there are none. */
+  readonly publishIndex?: ((layer: Digest, index: Uint8Array, signal: AbortSignal) => Promise<void>) | undefined;
   /** Peers first, the registry last. */
   readonly sources: readonly SpanSource[];
   readonly statistics: LayerStatistics;
@@ -290,14 +292,24 @@ export class LayerStore implements LayerFiles, LayerProvider {
 
   async #build(request: LayerRequest): Promise<Layer> {
     const signal = this.#stopping.signal;
-    const { record, folder, downloadedBytes } = await this.#builder.build(request, signal);
+    const { record, folder, downloadedBytes, isNews } = await this.#builder.build(request, signal);
     this.#options.statistics.built(request.layer, downloadedBytes);
     await this.#directory.publish(folder, record);
     const layer = new Layer(await this.#directory.load(request.layer, true, signal), this.#context);
     this.#add(layer);
     this.#evictor.used(layer.layer);
     this.#background(this.#evictor.keepQuota());
+    if (isNews && record.indexDigest !== undefined) this.#background(this.#publish(layer));
     return layer;
+  }
+
+  /** One pass over a blob is enough for all nodes. */
+  async #publish(layer: Layer): Promise<void> {
+    const { publishIndex } = this.#options;
+    if (publishIndex === undefined) return;
+    const { signal } = this.#stopping;
+    const index = await readFile(this.#directory.file(layer.layer, 'index'), { signal });
+    await publishIndex(layer.layer, index, signal);
   }
 
   async #mount(layer: Layer, signal: AbortSignal): Promise<string> {

@@ -9,6 +9,8 @@ export interface StreamJob {
   /** Where the layer is made. */
   readonly folder: string;
   readonly port: MessagePort;
+  /** Whether the encoded index is written too, for others. */
+  readonly keepIndex: boolean;
 }
 
 /** To the worker: the blob's bytes in order, each answered by `taken`; then `finish`; `end` at any time. */

@@ -1,7 +1,9 @@
 import { closeSync, openSync, readSync, unlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { workerData } from 'node:worker_threads';
+import { sha256 } from '#shared/digest/digest.ts';
 import { StreamIndexer } from '#shared/formats/stream/stream-indexer.ts';
+import { encodeLayerIndex } from '#shared/layer/index-codec.ts';
 import { layOut } from './built-layer.ts';
 import { ImageWriter, writeFully } from './image-writer.ts';
 import { LAYER_FILES } from './layer-folder.ts';
@@ -20,13 +22,15 @@ class StreamedLayer {
   readonly #folder: string;
   readonly #spool: string;
   readonly #fd: number;
+  readonly #keepIndex: boolean;
   readonly #indexer: StreamIndexer;
   #buffer = Buffer.allocUnsafeSlow(WRITE_BYTES);
   #filled = 0;
   #written = 0;
 
-  constructor({ folder, layer, blobSize }: StreamJob) {
+  constructor({ folder, layer, blobSize, keepIndex }: StreamJob) {
     this.#folder = folder;
+    this.#keepIndex = keepIndex;
     this.#spool = join(folder, 'spool');
     this.#fd = openSync(this.#spool, 'wx+', 0o600);
     this.#indexer = new StreamIndexer({ layer, blobSize, payload: { payload: (bytes) => this.#keep(bytes) } });
@@ -55,7 +59,10 @@ class StreamedLayer {
       closeSync(fd);
     }
     writeFileSync(join(this.#folder, LAYER_FILES.residency), residency.toBytes(), { mode: 0o600 });
-    return layer;
+    if (!this.#keepIndex) return layer;
+    const encoded = encodeLayerIndex(index);
+    writeFileSync(join(this.#folder, LAYER_FILES.index), encoded, { mode: 0o600 });
+    return { ...layer, indexDigest: sha256(encoded) };
   }
 
   async close(): Promise<void> {
