@@ -29,6 +29,10 @@ while [ $# -gt 0 ]; do
       ;;
     --no-start) start=no ;;
     --restart-containerd) restart_containerd=yes ;;
+    -h | --help)
+      sed -n '2,11p' "$0" | sed 's/^# \{0,1\}//'
+      exit 0
+      ;;
     *) refuse "unknown option $1; known: --root DIR, --no-start, --restart-containerd" ;;
   esac
   shift
