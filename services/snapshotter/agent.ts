@@ -38,6 +38,8 @@ import { wallClock } from './snapshots/wall-clock.ts';
 
 /** How often statfs's numbers are refreshed; they are asked for in a place that must not wait. */
 const DISK_SPACE_MS = 5_000;
+/** Longer than a keeper takes from unmounting to the signal. */
+const SESSION_GRACE_MS = 2_000;
 const SQLITE_BUSY = 5;
 /** Below the keeper's patience with an agent that is not ready. */
 const DATABASE_WAIT_MS = 10_000;
@@ -111,8 +113,11 @@ export async function runAgent(
   const session = await openSession(link, fuseDir, store, fuseEvents(space, logger), signal);
   closing.defer(() => session.close());
   void session.closed.then(() => {
-    if (!signal.aborted)
-      logger.error({ directory: session.directory }, 'The FUSE session has ended: reads of lazy layers fail');
+    // A keeper that ends takes the session away before it tells us.
+    setTimeout(() => {
+      if (!signal.aborted)
+        logger.error({ directory: session.directory }, 'The FUSE session has ended: reads of lazy layers fail');
+    }, SESSION_GRACE_MS).unref();
   });
 
   const snapshots = new SnapshotService({
