@@ -36,6 +36,8 @@ export interface RunResult {
 /** Namespace of all that tests make in containerd. */
 const NAMESPACE = 'test';
 const CTR_TIMEOUT_MS = 180_000;
+/** `ctr-remote` compresses with one thread at the highest level. */
+const CONVERT_TIMEOUT_MS = 900_000;
 
 /** A containerd of one's own, beside any other on the machine. */
 export class TestContainerd implements AsyncDisposable {
@@ -74,19 +76,19 @@ export class TestContainerd implements AsyncDisposable {
 
   /** Runs `ctr` and returns its stdout. @throws Error with its stderr */
   async ctr(args: readonly string[], signal: AbortSignal): Promise<string> {
-    return await this.#tool('ctr', args, signal);
+    return await this.#tool('ctr', args, CTR_TIMEOUT_MS, signal);
   }
 
   /** `ctr-remote` of the stargz snapshotter. */
   async ctrRemote(args: readonly string[], signal: AbortSignal): Promise<string> {
-    return await this.#tool('ctr-remote', args, signal);
+    return await this.#tool('ctr-remote', args, CONVERT_TIMEOUT_MS, signal);
   }
 
-  async #tool(program: string, args: readonly string[], signal: AbortSignal): Promise<string> {
+  async #tool(program: string, args: readonly string[], timeoutMs: number, signal: AbortSignal): Promise<string> {
     return await runTool(
       program,
       ['--address', this.address, '--namespace', NAMESPACE, ...args],
-      AbortSignal.any([signal, AbortSignal.timeout(CTR_TIMEOUT_MS)]),
+      AbortSignal.any([signal, AbortSignal.timeout(timeoutMs)]),
     );
   }
 

@@ -11,7 +11,7 @@ import { runTool } from './tool.ts';
 
 /** Change it to make every image anew, for example after changing a script. */
 const BUILD_VERSION = 1;
-const BUILD_TIMEOUT_MS = 600_000;
+const BUILD_TIMEOUT_MS = 1_200_000;
 
 /** Test images live here between runs: layouts, and the base, tars and packages that they are made of. */
 export function imageCache(): string {
