@@ -1,4 +1,5 @@
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { SETTINGS as GATEWAY } from '#services/gateway/config.ts';
 import { SETTINGS as INDEXER } from '#services/indexer/config.ts';
 import type { EmbeddedSetup } from '#services/snapshotter/agent-main.ts';
@@ -6,9 +7,11 @@ import { SETTINGS as AGENT } from '#services/snapshotter/config.ts';
 import { LocalBus } from '#shared/bus/local-bus.ts';
 import { loadSettings, SettingsError } from '#shared/config/settings.ts';
 import { buildFromRegistry } from '#shared/indexes/build-from-registry.ts';
-import { createLogger } from '#shared/telemetry/logger.ts';
+import { createLogger, type Logger } from '#shared/telemetry/logger.ts';
 
 type Environment = Readonly<Record<string, string | undefined>>;
+
+const RETRY_MS = 5_000;
 
 /** Settings that `kindling up` may be given beside the agent's own. */
 export const EMBEDDED_SETTINGS = { ...AGENT, ...INDEXER, ...GATEWAY };
@@ -45,7 +48,7 @@ export const EMBEDDED: EmbeddedSetup = {
         const logOf = (service: string) => createLogger(service, gateway.logLevel);
         const running = [
           runIndexer(indexer, { bus, registry, build, metrics, logger: logOf('indexer') }, signals),
-          runGateway(gateway, bus, logOf('gateway'), signals),
+          untilStopped(() => runGateway(gateway, bus, logOf('gateway'), signals), logOf('gateway'), signals),
           // One without the other is no use.
         ].map(async (service) => await service.finally(() => ends.abort()));
         await Promise.allSettled(running);
@@ -54,3 +57,15 @@ export const EMBEDDED: EmbeddedSetup = {
     };
   },
 };
+
+/** Its port may be taken for a while: an agent that was killed within a call on its own mounts ends only when we have answered it. */
+async function untilStopped(run: () => Promise<void>, logger: Logger, signal: AbortSignal): Promise<void> {
+  while (!signal.aborted) {
+    try {
+      await run();
+    } catch (error) {
+      logger.error({ err: error, againMs: RETRY_MS }, 'The gateway has ended: events are not taken');
+      await sleep(RETRY_MS, undefined, { signal }).catch(() => {});
+    }
+  }
+}
