@@ -75,7 +75,6 @@ export async function runAgent(
   const statistics = new LayerStatistics({ metrics, logger });
   const workers = new WorkerPool({ size: values.workers });
   closing.defer(() => workers.close());
-  workers.warm(2);
   const trimmer = new MemoryTrimmer(() => workers.activity, logger);
   closing.defer(() => trimmer.stop());
   const mounts = new LayerMounts(join(dataDir, 'm'), createMounter());
@@ -212,6 +211,8 @@ export async function runAgent(
     });
   }
   link?.ready();
+  // Only now: what takes over from a killed agent has readers waiting, and needs the processor for itself.
+  workers.warm(2);
   logger.info(
     {
       socket: values.socket,
