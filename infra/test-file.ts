@@ -29,7 +29,13 @@ export function failed(result: FileResult): boolean {
  */
 export async function runTestFile(
   file: string,
-  options: { readonly folder: string; readonly timeoutMs: number; readonly checkNamespaces: boolean },
+  options: {
+    /** Becomes the file's temp folder. */
+    readonly folder: string;
+    readonly timeoutMs: number;
+    readonly checkNamespaces: boolean;
+    readonly settleMs?: number;
+  },
   signal: AbortSignal,
 ): Promise<FileResult> {
   const { folder, timeoutMs } = options;
@@ -48,7 +54,7 @@ export async function runTestFile(
   }
   if (problems.length === 0 && tests.length === 0) problems.push('has no test that ran');
   const scope = { marker, folder, namespacesBefore };
-  const leaks = (await settledLeaks(scope)).filter(
+  const leaks = (await settledLeaks(scope, options.settleMs ?? SETTLE_MS)).filter(
     (leak) => options.checkNamespaces || leak.kind !== 'network namespace',
   );
   problems.push(...leaks.map((leak) => `left behind: ${describeLeak(leak)}`));
@@ -129,8 +135,8 @@ async function readReport(report: string): Promise<ReportedTest[]> {
   return lines.map((line) => JSON.parse(line) as ReportedTest);
 }
 
-async function settledLeaks(scope: LeakScope): Promise<Leak[]> {
-  const deadline = performance.now() + SETTLE_MS;
+async function settledLeaks(scope: LeakScope, settleMs: number): Promise<Leak[]> {
+  const deadline = performance.now() + settleMs;
   for (;;) {
     const leaks = await findLeaks(scope);
     if (leaks.length === 0 || performance.now() > deadline) return leaks;
