@@ -4,6 +4,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import packageJson from '#package' with { type: 'json' };
 import type { Bus } from '#shared/bus/bus.ts';
 import { openBus } from '#shared/bus/open-bus.ts';
+import { SettingsError } from '#shared/config/settings.ts';
 import { ContainerdClient } from '#shared/containerd/containerd-client.ts';
 import { ClusterIndexes } from '#shared/indexes/cluster-indexes.ts';
 import type { IndexSource } from '#shared/indexes/index-source.ts';
@@ -28,6 +29,8 @@ import { LayerStore } from './layers/layer-store.ts';
 import { RegistrySource } from './layers/registry-source.ts';
 import { BlobStreamer } from './layers/blob-streamer.ts';
 import { WorkerPool } from './layers/worker-pool.ts';
+import { LayerHolder } from './peers/layer-holder.ts';
+import type { Peers, PeersOptions } from './peers/peers.ts';
 import { MemoryTrimmer } from './memory-trimmer.ts';
 import { createMounter } from './mounts/mounter.ts';
 import { SnapshotFolders } from './snapshots/snapshot-folders.ts';
@@ -79,6 +82,10 @@ export async function runAgent(
   closing.defer(() => trimmer.stop());
   const mounts = new LayerMounts(join(dataDir, 'm'), createMounter());
   const fuseDir = link?.fuse?.directory ?? fuseDirOf(dataDir);
+  const registrySource = new RegistrySource(registry);
+  const holder = new LayerHolder();
+  const peers = await openPeers(values, bus, { holder, registry, source: registrySource, metrics, logger });
+  if (peers !== undefined) closing.use(peers);
   const store = new LayerStore({
     dataDir,
     fuseDir,
@@ -93,7 +100,7 @@ export async function runAgent(
     publishIndex: async (layer, index, ends) => {
       if (values.natsUrl !== undefined && bus !== undefined) await new ClusterIndexes(bus).publish(layer, index, ends);
     },
-    sources: [new RegistrySource(registry)],
+    sources: [...(peers === undefined ? [] : [peers.source]), registrySource],
     statistics,
     logger,
     limits: {
@@ -106,6 +113,8 @@ export async function runAgent(
   });
   await store.start(signal);
   closing.defer(() => store.close());
+  holder.attach(store);
+  peers?.announce();
 
   const space = await DiskWatch.start(dataDir);
   closing.defer(() => space.stop());
@@ -252,6 +261,24 @@ async function whenUnlocked<T>(open: () => T | Promise<T>, signal: AbortSignal):
 async function openClusterBus(values: AgentValues, logger: Logger): Promise<Bus | undefined> {
   if (values.natsUrl === undefined) return undefined;
   return await openBus(values, `kindling-node-${values.nodeName}`, undefined, logger);
+}
+
+/** undefined where nothing is shared. A node that cannot give goes on without sharing: starts matter more. */
+async function openPeers(
+  values: AgentValues,
+  bus: Bus | undefined,
+  parts: Pick<PeersOptions, 'holder' | 'registry' | 'source' | 'metrics' | 'logger'>,
+): Promise<Peers | undefined> {
+  if (bus === undefined || !values.peers) return undefined;
+  // Loaded only where it is used, as the bus.
+  const { Peers } = await import('./peers/peers.ts');
+  try {
+    return await Peers.open({ ...parts, values, bus, nodeName: values.nodeName });
+  } catch (error) {
+    if (error instanceof SettingsError) throw error;
+    parts.logger.error({ err: error }, 'Cannot listen for other nodes: nothing is shared; see KINDLING_PEER_LISTEN');
+    return undefined;
+  }
 }
 
 async function openSession(

@@ -3,6 +3,7 @@ import { z } from 'zod';
 import { busSettings } from '#shared/bus/open-bus.ts';
 import { bytes, flag, integer, list, type Values } from '#shared/config/settings.ts';
 import { indexSettings } from '#shared/indexes/index-settings.ts';
+import { peerSettings } from './peers/peer-settings.ts';
 import { registrySettings } from '#shared/registry/registry-settings.ts';
 
 /** `host:port`, `:port`, or nothing for none. */
@@ -98,6 +99,7 @@ export const SETTINGS = {
   ...registrySettings,
   ...indexSettings,
   ...busSettings,
+  ...peerSettings,
   nodeName: {
     env: 'KINDLING_NODE_NAME',
     schema: z.string().min(1).max(253),

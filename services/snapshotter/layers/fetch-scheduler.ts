@@ -171,6 +171,10 @@ export class FetchScheduler {
     if (task.state === 'queued') this.#queues[priority].add(task);
     const run = task.run;
     if (task.state !== 'running' || run === undefined || priority !== 'demand') return;
+    if (run.source.urgent !== undefined) {
+      run.source.urgent(run.request, task.span);
+      return;
+    }
     const map = task.target.map;
     const before = map.blobStart(task.span) - map.blobStart(run.next);
     if (before > this.#limits.overtakeBytes) {
@@ -313,7 +317,8 @@ export class FetchScheduler {
       this.#finish(task, new LayerReadError('unavailable', `Cannot read ${target.layer}: no source is configured`));
       return;
     }
-    const limit = this.#pace.runBytes(priority);
+    const usual = this.#pace.runBytes(priority);
+    const limit = source.runBytes?.[priority] ?? usual;
     const tasks = this.#tasks.get(target);
     const joins = (span: number, lowest: number) => {
       const other = tasks?.get(span);
@@ -344,7 +349,8 @@ export class FetchScheduler {
       source,
       tasks: run,
       abort: new AbortController(),
-      bytes: map.blobEnd(last) - map.blobStart(first),
+      // A longer one is bounded by its source, and must not keep other layers from being prefetched.
+      bytes: Math.min(usual, map.blobEnd(last) - map.blobStart(first)),
       next: first,
       cut: false,
     });
@@ -414,7 +420,8 @@ export class FetchScheduler {
         this.#observer.fetched({
           target,
           span,
-          source: run.source.name,
+          // Peers' turn may include what this node reads from the registry for all of them.
+          source: bytes.form === 'compressed' ? 'registry' : run.source.name,
           bytes: sizeBytes,
           priority: task.priority,
           waitedMs: this.#now() - task.wantedMs,

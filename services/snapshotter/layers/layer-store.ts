@@ -66,6 +66,7 @@ export class LayerStore implements LayerFiles, LayerProvider {
   /** Calls of `provide` and `mountOf` under way, per layer: such a layer is not evicted. */
   readonly #wanted = new Map<Digest, number>();
   readonly #listeners = new Set<(layer: Digest, span: number) => void>();
+  readonly #removedListeners = new Set<(layer: Digest) => void>();
   readonly #tasks = new Set<Promise<unknown>>();
   readonly #stopping = new AbortController();
   readonly #evictor: Evictor<Layer>;
@@ -264,6 +265,11 @@ export class LayerStore implements LayerFiles, LayerProvider {
     this.#listeners.add(listener);
     return () => this.#listeners.delete(listener);
   }
+  /** Called for every layer that is evicted; returns how to stop that. */
+  onRemoved(listener: (layer: Digest) => void): () => void {
+    this.#removedListeners.add(listener);
+    return () => this.#removedListeners.delete(listener);
+  }
   /** Fetches spans before they are asked for, in this order. */
   async prefetch(digest: Digest, spans: Iterable<number>): Promise<void> {
     const layer = this.#layers.get(digest);
@@ -355,6 +361,7 @@ export class LayerStore implements LayerFiles, LayerProvider {
 
   async #remove(layer: Layer): Promise<void> {
     this.#layers.delete(layer.layer);
+    for (const listener of this.#removedListeners) listener(layer.layer);
     this.#byName.delete(layer.name);
     this.#byInode.delete(layer.inode);
     this.#evictor.forget(layer.layer);

@@ -22,7 +22,10 @@ export interface SpanRequest {
   readonly priority: FetchPriority;
 }
 
-/** `compressed`: the span's range of the blob. `payload`: its payload as SpanMap defines it. Neither is verified yet. */
+/**
+ * `compressed`: the span's range of the blob, as a registry has it. `payload`: its payload as SpanMap defines it, as peers give it.
+ * Neither is verified yet.
+ */
 export type SpanBytes =
   | { readonly form: 'compressed'; readonly bytes: Uint8Array }
   | { readonly form: 'payload'; readonly bytes: Uint8Array };
@@ -35,6 +38,13 @@ export type SpanBytes =
 export interface SpanSource {
   readonly name: 'peer' | 'registry';
   fetch(request: SpanRequest, deliver: (span: number, bytes: SpanBytes) => void, signal: AbortSignal): Promise<void>;
+  /**
+   * Blob bytes of one request, in place of the scheduler's own bound: for a source that chooses by itself in which order spans come,
+   * and that bounds itself.
+   */
+  readonly runBytes?: Partial<Record<FetchPriority, number>>;
+  /** A reader waits for a span of a request that is under way. Without this such a request is cut where the span is far. */
+  urgent?(request: SpanRequest, span: number): void;
   /** The bytes delivered for this span did not match their digest. */
   rejected(request: SpanRequest, span: number): void;
 }

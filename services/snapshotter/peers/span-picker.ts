@@ -89,6 +89,24 @@ export class SpanPicker<N> {
     return this.#state[span] === WANTED;
   }
 
+  isDemanded(span: number): boolean {
+    return this.#demand.has(span);
+  }
+
+  /** Wanted spans that no neighbour is known to have; those that readers wait for first, then ascending. At most `limit`. */
+  nowhere(limit: number, demandOnly: boolean): number[] {
+    const found: number[] = [];
+    for (const span of this.#demand) {
+      if (found.length >= limit) return found;
+      if (this.isWanted(span) && this.copies(span) === 0) found.push(span);
+    }
+    if (demandOnly) return found;
+    for (let span = 0; span < this.#spanCount && found.length < limit; span++) {
+      if (this.isWanted(span) && this.copies(span) === 0 && !this.#demand.has(span)) found.push(span);
+    }
+    return found;
+  }
+
   want(span: number, demand: boolean): void {
     const state = this.#state[span];
     if (state === undefined) return;
@@ -133,17 +151,20 @@ export class SpanPicker<N> {
 
   /** The next transfer, counted as begun: `ended` must follow. undefined = nothing to be had now. */
   pick(nowMs: number): Pick<N> | undefined {
-    if (this.#wantedCount === 0 || this.#transfers >= this.#limits.transfers) return undefined;
-    const free: [N, Neighbour][] = [];
-    for (const entry of this.#neighbours) {
-      if (entry[1].transfers < this.#limits.perNeighbour && entry[1].restUntilMs <= nowMs) free.push(entry);
+    if (this.#wantedCount === 0) return undefined;
+    const { transfers, perNeighbour } = this.#limits;
+    if (this.#demand.size > 0 && this.#transfers < 2 * transfers) {
+      // Beside what is under way: a reader does not wait for what was fetched ahead.
+      const free = this.#free(perNeighbour + 1, nowMs);
+      for (const span of this.#demand) {
+        if (this.#state[span] !== WANTED || this.copies(span) === 0) continue;
+        const holder = this.#holder(free, span);
+        if (holder !== undefined) return this.#begin(holder, span, true);
+      }
     }
+    if (this.#transfers >= transfers) return undefined;
+    const free = this.#free(perNeighbour, nowMs);
     if (free.length === 0) return undefined;
-    for (const span of this.#demand) {
-      if (this.#state[span] !== WANTED || this.copies(span) === 0) continue;
-      const holder = this.#holder(free, span);
-      if (holder !== undefined) return this.#begin(holder, span, true);
-    }
     let best: [N, Neighbour] | undefined;
     let bestSpan = -1;
     let bestCopies = 0xffff;
@@ -194,6 +215,14 @@ export class SpanPicker<N> {
       if (restUntilMs > nowMs && (soonest === undefined || restUntilMs < soonest)) soonest = restUntilMs;
     }
     return soonest;
+  }
+
+  #free(transfers: number, nowMs: number): [N, Neighbour][] {
+    const free: [N, Neighbour][] = [];
+    for (const entry of this.#neighbours) {
+      if (entry[1].transfers < transfers && entry[1].restUntilMs <= nowMs) free.push(entry);
+    }
+    return free;
   }
 
   #holder(free: readonly [N, Neighbour][], span: number): [N, Neighbour] | undefined {

@@ -1,0 +1,78 @@
+import type { Digest } from '#shared/digest/digest.ts';
+import { DISTRIBUTION_LIMITS, type NodeRecord } from '#shared/distribution/messages.ts';
+import type { FetchPriority, SpanBytes, SpanRequest, SpanSource } from '../layers/span-source.ts';
+import { Swarm, type SwarmDeps } from './swarm.ts';
+
+const MiB = 1024 * 1024;
+/** Layers that are fetched together with others at a time; each has a few connections. Further ones come from the registry. */
+const SWARMS = 256;
+
+/**
+ * Spans from other nodes, and from the registry what this node is to read there for all of them. What is delivered as
+ * `compressed` has come from the registry.
+ */
+export class PeerSource implements SpanSource {
+  readonly name = 'peer';
+  readonly #swarms = new Map<Digest, Swarm>();
+  readonly #deps: Omit<SwarmDeps, 'idle'>;
+  #closed = false;
+
+  constructor(deps: Omit<SwarmDeps, 'idle'>) {
+    this.#deps = deps;
+  }
+
+  /** Whole: what is taken next is chosen among all that is wanted. Only while there is somebody to share with. */
+  get runBytes(): Partial<Record<FetchPriority, number>> {
+    return this.#deps.link.up ? { prefetch: 1024 * MiB } : {};
+  }
+
+  async fetch(
+    request: SpanRequest,
+    deliver: (span: number, bytes: SpanBytes) => void,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const { link, registry } = this.#deps;
+    await link.settled();
+    const swarm = this.#swarms.get(request.layer) ?? this.#open(request);
+    await (swarm ?? registry).fetch(request, deliver, signal);
+  }
+
+  urgent(request: SpanRequest, span: number): void {
+    this.#swarms.get(request.layer)?.urgent(span);
+  }
+
+  rejected(request: SpanRequest, span: number): void {
+    this.#swarms.get(request.layer)?.rejected(span);
+  }
+
+  arriving(layer: Digest, span: number): boolean {
+    return this.#swarms.get(layer)?.arriving(span) === true;
+  }
+
+  followed(layer: Digest, by: NodeRecord): void {
+    this.#swarms.get(layer)?.followed(by);
+  }
+
+  async close(): Promise<void> {
+    this.#closed = true;
+    await Promise.all(Array.from(this.#swarms.values(), async (swarm) => await swarm.close()));
+    this.#swarms.clear();
+  }
+
+  #open(request: SpanRequest): Swarm | undefined {
+    const { link, metrics } = this.#deps;
+    if (!link.up || this.#closed || this.#swarms.size >= SWARMS) return undefined;
+    if (request.map.spanCount > DISTRIBUTION_LIMITS.spans || request.origins.length === 0) return undefined;
+    const swarm = new Swarm(request.layer, request.map, {
+      ...this.#deps,
+      idle: (ended) => {
+        if (this.#swarms.get(ended.layer) === ended) this.#swarms.delete(ended.layer);
+        metrics.swarms.set(this.#swarms.size);
+        void ended.close();
+      },
+    });
+    this.#swarms.set(request.layer, swarm);
+    metrics.swarms.set(this.#swarms.size);
+    return swarm;
+  }
+}

@@ -1,0 +1,22 @@
+import type { Digest } from '#shared/digest/digest.ts';
+
+/** A layer of which this node has spans. */
+export interface HeldLayer {
+  readonly layer: Digest;
+  readonly spanCount: number;
+  /** Bitmap of the spans that are here, verified. */
+  readonly residency: Uint8Array;
+}
+
+/** What sharing needs of the layers on this node. */
+export interface SpanHolder {
+  layers(): readonly HeldLayer[];
+  get(layer: Digest): HeldLayer | undefined;
+  has(layer: Digest, span: number): boolean;
+  /** Payload of a span as SpanMap defines it; undefined when it is not here (any more). */
+  readPayload(layer: Digest, span: number): Promise<Uint8Array | undefined>;
+  /** For each span that has been verified and kept; returns how to stop that. */
+  onResident(listener: (layer: Digest, span: number) => void): () => void;
+  /** For each layer that was evicted. */
+  onRemoved(listener: (layer: Digest) => void): () => void;
+}

@@ -1,0 +1,588 @@
+import type { Digest } from '#shared/digest/digest.ts';
+import { DISTRIBUTION_LIMITS, type NodeRecord } from '#shared/distribution/messages.ts';
+import { SpanSet } from '#shared/distribution/span-set.ts';
+import type { SpanMap } from '#shared/layer/span-map.ts';
+import type { Logger } from '#shared/telemetry/logger.ts';
+import type { LayerOrigin, SpanBytes, SpanRequest, SpanSource } from '../layers/span-source.ts';
+import type { BadPeers } from './bad-peers.ts';
+import type { DistributorLink } from './distributor-link.ts';
+import { PeerError, type PeerClient } from './peer-client.ts';
+import type { PeerMetrics } from './peer-metrics.ts';
+import type { SpanHolder } from './span-holder.ts';
+import { SpanPicker, type Pick } from './span-picker.ts';
+import { SwarmCalls } from './swarm-calls.ts';
+import type { TransferPace } from './transfer-pace.ts';
+import type { UpdateOutbox } from './update-outbox.ts';
+
+const MiB = 1024 * 1024;
+
+export const SWARM_LIMITS = {
+  /** Blob bytes of one registry read of a node that decides by itself, and how many at a time. */
+  aloneRunBytes: 4 * MiB,
+  aloneRuns: 4,
+  /** Blob bytes of leases asked for at once; only a node that is alone gets more than one span. */
+  leaseBytes: 4 * MiB,
+  /** Delivered and not verified yet: beyond that nothing more is asked for, decoding is behind. */
+  unverified: 96,
+  /** A span that nobody is known to have is asked about after this long without any progress. */
+  stallMs: 1_000,
+  /** What a reader waits for is read from the registry after this long, whoever was to bring it. */
+  patienceMs: 2_000,
+  /** The same for what nobody waits for. */
+  prefetchPatienceMs: 8_000,
+  tickMs: 250,
+  /** Follows nobody any more after so long without a want. */
+  idleMs: 10_000,
+  /** Fewer neighbours: more are asked for, at most this often. */
+  minNeighbours: 3,
+  rejoinMs: 2_000,
+  neighbours: 40,
+} as const;
+
+export interface SwarmDeps {
+  readonly link: DistributorLink;
+  readonly outbox: UpdateOutbox;
+  readonly client: PeerClient;
+  readonly registry: SpanSource;
+  readonly authorizationOf: (repository: string, signal: AbortSignal) => Promise<string | undefined>;
+  readonly holder: SpanHolder;
+  readonly badPeers: BadPeers;
+  readonly pace: TransferPace;
+  readonly metrics: PeerMetrics;
+  readonly logger: Logger;
+  /** Nothing was wanted for a while. */
+  readonly idle: (swarm: Swarm) => void;
+}
+
+interface Neighbour {
+  readonly record: NodeRecord;
+  readonly stop: AbortController;
+  failures: number;
+}
+
+/** A transfer from a peer or a read from the registry. */
+interface Work {
+  readonly missing: Set<number>;
+  readonly abort: AbortController;
+}
+
+const REGISTRY = '';
+
+/**
+ * One layer that this node fetches together with others. Follows what its neighbours have, picks what to take from whom, reads
+ * from the registry what it holds a lease for; and by itself when there is nobody else or no distributor.
+ */
+export class Swarm {
+  readonly layer: Digest;
+  readonly #map: SpanMap;
+  readonly #deps: SwarmDeps;
+  readonly #picker: SpanPicker<string>;
+  readonly #calls = new SwarmCalls();
+  readonly #neighbours = new Map<string, Neighbour>();
+  readonly #works = new Set<Work>();
+  /** Spans being read from the registry. */
+  readonly #reading = new Set<number>();
+  /** Who sent a span that is not verified yet, and when. */
+  readonly #senders = new Map<number, { readonly node: string; readonly atMs: number }>();
+  readonly #located = new Map<number, number>();
+  readonly #stopping = new AbortController();
+  readonly #running = new Set<Promise<void>>();
+  readonly #stops: (() => void)[];
+  readonly #timer: NodeJS.Timeout;
+  #origins: readonly LayerOrigin[] = [];
+  #joining: Promise<void> | undefined;
+  #joinedMs = -Infinity;
+  #triedMs = -Infinity;
+  #capability: string | undefined;
+  #expiresMs = 0;
+  #members = 1;
+  #askedMs = -Infinity;
+  #waiting = false;
+  #aloneRuns = 0;
+  #progressMs = performance.now();
+  #wantedMs = performance.now();
+  #pumping = false;
+  #wantsSaid = true;
+
+  constructor(layer: Digest, map: SpanMap, deps: SwarmDeps) {
+    this.layer = layer;
+    this.#map = map;
+    this.#deps = deps;
+    this.#picker = new SpanPicker<string>({
+      spanCount: map.spanCount,
+      bytesOf: (span) => map.payloadLength(span),
+      random: Math.random,
+    });
+    this.#stops = [
+      deps.link.onLease(layer, (spans) => this.#leased(spans)),
+      deps.link.onEpoch(() => {
+        if (this.#calls.size > 0) this.#join(true);
+      }),
+      deps.holder.onResident((other, span) => {
+        if (other !== layer) return;
+        if (this.#senders.delete(span)) this.#pumpSoon();
+      }),
+    ];
+    this.#timer = setInterval(() => this.#tick(), SWARM_LIMITS.tickMs);
+    this.#timer.unref();
+  }
+
+  /** As SpanSource.fetch. */
+  async fetch(
+    request: SpanRequest,
+    deliver: (span: number, bytes: SpanBytes) => void,
+    signal: AbortSignal,
+  ): Promise<void> {
+    this.#wantedMs = performance.now();
+    if (this.#calls.size === 0) this.#progressMs = this.#wantedMs;
+    this.#origins = request.origins;
+    const done = this.#calls.add(request, deliver, this.#wantedMs, signal, (left) => {
+      for (const span of left) this.#picker.unwant(span);
+      this.#endUseless();
+    });
+    const demand = request.priority === 'demand';
+    for (let span = request.first; span <= request.last; span++) this.#picker.want(span, demand);
+    this.#wantsSaid = false;
+    if (this.#capability === undefined && this.#triedMs === -Infinity) this.#join(false);
+    this.#pumpSoon();
+    await done;
+  }
+
+  /** A reader waits for the span now. */
+  urgent(span: number): void {
+    if (!this.#calls.has(span)) return;
+    this.#picker.want(span, true);
+    this.#pumpSoon();
+  }
+
+  /** The bytes that were delivered for the span are wrong. */
+  rejected(span: number): void {
+    const sender = this.#senders.get(span)?.node;
+    this.#senders.delete(span);
+    if (sender === undefined || sender === REGISTRY) return;
+    const { badPeers, metrics, logger } = this.#deps;
+    logger.error({ node: sender, layer: this.layer, span }, 'A peer has sent wrong bytes: it is blocked');
+    metrics.badPeers.inc();
+    badPeers.block(sender, performance.now());
+    this.#drop(sender);
+  }
+
+  /** Whether the span is on its way here: a peer that asks for it may wait. */
+  arriving(span: number): boolean {
+    return this.#calls.has(span) || this.#senders.has(span);
+  }
+
+  /** A node follows what we have: we follow it as well. */
+  followed(record: NodeRecord): void {
+    this.#members = Math.max(2, this.#members);
+    if (this.#capability !== undefined) this.#addNeighbour(record);
+  }
+
+  async close(): Promise<void> {
+    this.#stopping.abort(new Error('The swarm is closing'));
+    clearInterval(this.#timer);
+    for (const stop of this.#stops) stop();
+    for (const neighbour of this.#neighbours.values()) neighbour.stop.abort(this.#stopping.signal.reason);
+    for (const work of this.#works) work.abort.abort(this.#stopping.signal.reason);
+    for (const span of Array.from(this.#calls.spans())) this.#calls.giveUp(span);
+    await Promise.allSettled(this.#running);
+  }
+
+  // Joining
+
+  #join(again: boolean): void {
+    const now = performance.now();
+    if (this.#stopping.signal.aborted || this.#joining !== undefined) return;
+    if (again && now - this.#triedMs < SWARM_LIMITS.rejoinMs) return;
+    this.#triedMs = now;
+    this.#joining = this.#joinOnce()
+      .catch((error: unknown) => {
+        if (!this.#stopping.signal.aborted) this.#deps.logger.debug({ err: error, layer: this.layer }, 'Cannot join');
+      })
+      .finally(() => {
+        this.#joining = undefined;
+        this.#pumpSoon();
+      });
+    this.#track(this.#joining);
+  }
+
+  async #joinOnce(): Promise<void> {
+    const { link, holder, authorizationOf, logger } = this.#deps;
+    const { signal } = this.#stopping;
+    await link.settled();
+    if (!link.up) return;
+    // A private image's origin is the one whose credentials work; the first is the latest.
+    for (const { repository } of this.#origins) {
+      const authorization = await authorizationOf(repository, signal);
+      const reply = await link.join(
+        {
+          layer: this.layer,
+          spanCount: this.#map.spanCount,
+          have: Buffer.from(holder.get(this.layer)?.residency ?? []).toString('base64'),
+          wants: this.#wants().text,
+          ...(this.#reading.size === 0 ? {} : { fetching: this.#readingList() }),
+          repository,
+          ...(authorization === undefined ? {} : { authorization }),
+        },
+        signal,
+      );
+      if (reply.outcome === 'refused') {
+        logger.warn({ layer: this.layer, repository, reason: reply.reason }, 'May not share a layer with other nodes');
+        continue;
+      }
+      this.#joinedMs = performance.now();
+      this.#capability = reply.capability;
+      this.#expiresMs = this.#joinedMs + reply.expiresInMs;
+      this.#members = Math.max(reply.members, this.#neighbours.size + 1);
+      this.#wantsSaid = true;
+      this.#waiting = false;
+      for (const record of reply.neighbours) this.#addNeighbour(record);
+      return;
+    }
+  }
+
+  #addNeighbour(record: NodeRecord): void {
+    const { link, badPeers } = this.#deps;
+    const { node } = record;
+    if (this.#neighbours.has(node) || node === link.record.node || this.#stopping.signal.aborted) return;
+    if (this.#neighbours.size >= SWARM_LIMITS.neighbours || badPeers.isBlocked(node, performance.now())) return;
+    const neighbour = { record, stop: new AbortController(), failures: 0 };
+    this.#neighbours.set(node, neighbour);
+    this.#picker.addNeighbour(node);
+    this.#track(this.#follow(neighbour));
+  }
+
+  async #follow(neighbour: Neighbour): Promise<void> {
+    const { client, logger } = this.#deps;
+    const { record, stop } = neighbour;
+    try {
+      const capability = this.#capability ?? '';
+      for await (const changes of client.residency(record, this.layer, capability, this.#map.spanCount, stop.signal)) {
+        for (const { span, has } of changes) this.#picker.mark(record.node, span, has);
+        if (changes.length > 0) this.#pumpSoon();
+      }
+    } catch (error) {
+      if (!stop.signal.aborted) logger.debug({ err: error, node: record.node }, 'A neighbour is lost');
+    }
+    if (this.#neighbours.get(record.node) === neighbour) this.#drop(record.node);
+  }
+
+  #drop(node: string): void {
+    const neighbour = this.#neighbours.get(node);
+    if (neighbour === undefined) return;
+    this.#neighbours.delete(node);
+    this.#picker.removeNeighbour(node);
+    neighbour.stop.abort(new Error('No neighbour any more'));
+    this.#pumpSoon();
+  }
+
+  // Working
+
+  #pumpSoon(): void {
+    if (this.#pumping || this.#stopping.signal.aborted) return;
+    this.#pumping = true;
+    setImmediate(() => {
+      this.#pumping = false;
+      if (!this.#stopping.signal.aborted) this.#pump();
+    });
+  }
+
+  #pump(): void {
+    if (this.#calls.size === 0 || this.#senders.size >= SWARM_LIMITS.unverified) return;
+    const now = performance.now();
+    for (let pick = this.#picker.pick(now); pick !== undefined; pick = this.#picker.pick(now)) {
+      this.#track(this.#transfer(pick));
+    }
+    if (this.#decidesAlone()) this.#readAlone();
+    else if (this.#joining === undefined) {
+      this.#sayWants(now);
+      this.#locate(now, true);
+    }
+    const restMs = this.#picker.nextRestMs(now);
+    if (restMs !== undefined) setTimeout(() => this.#pumpSoon(), Math.ceil(restMs - now)).unref();
+  }
+
+  /** Nobody to share with, or nobody who says who reads what. */
+  #decidesAlone(): boolean {
+    if (this.#joining !== undefined) return false;
+    if (!this.#deps.link.up || this.#capability === undefined) return true;
+    return this.#members <= 1 && this.#neighbours.size === 0;
+  }
+
+  /** Reads what no neighbour has, in order where we are alone, else in random places, so that nodes read different spans. */
+  #readAlone(): void {
+    for (const span of this.#picker.nowhere(64, true)) if (this.#picker.isWanted(span)) this.#readFrom(span, 'alone');
+    while (this.#aloneRuns < SWARM_LIMITS.aloneRuns) {
+      const open = this.#picker.nowhere(this.#neighbours.size === 0 ? 1 : 4096, false);
+      const span = open[Math.floor(Math.random() * open.length)];
+      if (span === undefined) return;
+      this.#aloneRuns++;
+      this.#track(
+        this.#readFrom(span, 'alone').finally(() => {
+          this.#aloneRuns--;
+          this.#pumpSoon();
+        }),
+      );
+    }
+  }
+
+  /** Reads the span and the wanted ones behind it, as far as one request goes. */
+  #readFrom(first: number, how: string): Promise<void> {
+    const spans = [first];
+    const start = this.#map.blobStart(first);
+    const limit = this.#neighbours.size === 0 ? SWARM_LIMITS.aloneRunBytes : MiB / 2;
+    for (let span = first + 1; this.#picker.isWanted(span) && this.#picker.copies(span) === 0; span++) {
+      if (this.#map.blobEnd(span) - start > limit) break;
+      spans.push(span);
+    }
+    this.#deps.outbox.say(this.layer, this.#map.spanCount, { fetching: spans });
+    return this.#read(spans, how);
+  }
+
+  #sayWants(now: number): void {
+    const { outbox } = this.#deps;
+    const wants = this.#wantsSaid ? {} : { wants: this.#wants() };
+    const asks = !this.#waiting && this.#picker.wantedCount > 0;
+    if (this.#wantsSaid && !asks) return;
+    this.#wantsSaid = true;
+    if (asks) {
+      this.#waiting = true;
+      this.#askedMs = now;
+    }
+    const load = Math.min(1000, this.#works.size);
+    const room = this.#leaseRoom();
+    outbox.say(this.layer, this.#map.spanCount, { ...wants, ...(asks ? { waiting: { load, room } } : {}) });
+  }
+
+  #leaseRoom(): number {
+    const { blobSize, spanCount } = this.#map;
+    return Math.max(1, Math.min(1000, Math.floor((SWARM_LIMITS.leaseBytes * spanCount) / Math.max(1, blobSize))));
+  }
+
+  #leased(spans: readonly number[]): void {
+    this.#waiting = false;
+    const { holder, outbox } = this.#deps;
+    const mine = spans.filter((span) => this.#calls.has(span) && this.#picker.isWanted(span));
+    const back = spans.filter(
+      (span) => !mine.includes(span) && !this.#reading.has(span) && !holder.has(this.layer, span),
+    );
+    if (back.length > 0) outbox.say(this.layer, this.#map.spanCount, { released: back });
+    for (const run of this.#runsOf(mine)) this.#track(this.#read(run, 'lease'));
+    this.#pumpSoon();
+  }
+
+  *#runsOf(spans: readonly number[]): Generator<number[]> {
+    let run: number[] = [];
+    for (const span of spans) {
+      const first = run[0];
+      const fits =
+        first !== undefined &&
+        span === (run.at(-1) ?? 0) + 1 &&
+        this.#map.blobEnd(span) - this.#map.blobStart(first) <= SWARM_LIMITS.aloneRunBytes;
+      if (!fits && run.length > 0) {
+        yield run;
+        run = [];
+      }
+      run.push(span);
+    }
+    if (run.length > 0) yield run;
+  }
+
+  /** Reads adjacent spans from the registry. What fails is left to the scheduler, whose next source is the registry. */
+  async #read(spans: readonly number[], how: string): Promise<void> {
+    const [first] = spans;
+    const last = spans.at(-1);
+    const request = first === undefined ? undefined : this.#calls.requestOf(first);
+    if (request === undefined || first === undefined || last === undefined) return;
+    const { registry, outbox, metrics } = this.#deps;
+    metrics.leases.inc({ how }, spans.length);
+    const work: Work = { missing: new Set(spans), abort: new AbortController() };
+    this.#works.add(work);
+    for (const span of spans) {
+      this.#picker.reserve(span);
+      this.#reading.add(span);
+    }
+    try {
+      await registry.fetch(
+        { ...request, first, last },
+        (span, bytes) => {
+          work.missing.delete(span);
+          this.#reading.delete(span);
+          this.#delivered(span, bytes, REGISTRY);
+        },
+        work.abort.signal,
+      );
+    } catch (error) {
+      if (!work.abort.signal.aborted) {
+        this.#deps.logger.debug({ err: error, layer: this.layer, first, last }, 'Cannot read from the registry');
+      }
+    } finally {
+      this.#works.delete(work);
+      for (const span of work.missing) this.#reading.delete(span);
+      if (work.missing.size > 0) {
+        outbox.say(this.layer, this.#map.spanCount, { released: [...work.missing] });
+        for (const span of work.missing) this.#giveUp(span);
+      }
+      this.#pumpSoon();
+    }
+  }
+
+  async #transfer(pick: Pick<string>): Promise<void> {
+    const { client, metrics, pace } = this.#deps;
+    const neighbour = this.#neighbours.get(pick.neighbour);
+    if (neighbour === undefined || this.#capability === undefined) {
+      this.#picker.ended(pick, pick.spans);
+      return;
+    }
+    const { record } = neighbour;
+    const work: Work = { missing: new Set(pick.spans), abort: new AbortController() };
+    this.#works.add(work);
+    let hedged = false;
+    const hedge = () => {
+      hedged = true;
+      metrics.hedged.inc();
+      for (const span of work.missing) this.#picker.release(span);
+      this.#pumpSoon();
+    };
+    let timer = setTimeout(hedge, pace.hedgeMs);
+    let restUntilMs = 0;
+    let outcome = 'received';
+    const startMs = performance.now();
+    try {
+      const ask = {
+        layer: this.layer,
+        capability: this.#capability,
+        spans: pick.spans,
+        expected: (span: number) => (span < this.#map.spanCount ? this.#map.payloadLength(span) : undefined),
+      };
+      for await (const { span, payload } of client.spans(record, ask, work.abort.signal)) {
+        if (payload === undefined) {
+          this.#picker.mark(record.node, span, false);
+          outcome = 'absent';
+          continue;
+        }
+        work.missing.delete(span);
+        metrics.received.inc(payload.length);
+        this.#delivered(span, { form: 'payload', bytes: payload }, record.node);
+        if (!hedged) {
+          clearTimeout(timer);
+          timer = setTimeout(hedge, pace.hedgeMs);
+        }
+      }
+      neighbour.failures = 0;
+      if (outcome === 'received') pace.took(performance.now() - startMs);
+    } catch (error) {
+      outcome = this.#failed(neighbour, error, work.abort.signal.aborted);
+      const afterMs = error instanceof PeerError && error.code === 'busy' ? error.retryAfterMs : 500;
+      if (outcome !== 'superseded') restUntilMs = performance.now() + afterMs * (0.75 + Math.random() / 2);
+    } finally {
+      clearTimeout(timer);
+      this.#works.delete(work);
+      metrics.requests.inc({ outcome });
+      this.#picker.ended(pick, hedged ? [] : [...work.missing].filter((span) => this.#calls.has(span)), restUntilMs);
+      for (const span of work.missing) if (!this.#calls.has(span)) this.#picker.unwant(span);
+      this.#pumpSoon();
+    }
+  }
+
+  #failed(neighbour: Neighbour, error: unknown, aborted: boolean): string {
+    const { node } = neighbour.record;
+    if (aborted) return 'superseded';
+    if (error instanceof PeerError && error.code === 'busy') return 'busy';
+    this.#deps.logger.debug({ err: error, node }, 'A transfer failed');
+    if (error instanceof PeerError && error.code === 'malformed') {
+      this.#deps.badPeers.block(node, performance.now());
+      this.#deps.metrics.badPeers.inc();
+      this.#drop(node);
+    } else if (++neighbour.failures >= 2) this.#drop(node);
+    return error instanceof PeerError ? error.code : 'failed';
+  }
+
+  #delivered(span: number, bytes: SpanBytes, node: string): void {
+    if (!this.#calls.has(span)) return;
+    const now = performance.now();
+    this.#senders.set(span, { node, atMs: now });
+    this.#progressMs = now;
+    this.#picker.unwant(span);
+    this.#calls.deliver(span, bytes);
+    this.#endUseless();
+  }
+
+  #giveUp(span: number): void {
+    this.#picker.unwant(span);
+    this.#calls.giveUp(span);
+  }
+
+  /** Ends what brings nothing that is still wanted: the loser of a race, and what an abort has left. */
+  #endUseless(): void {
+    for (const work of this.#works) {
+      let useful = false;
+      for (const span of work.missing) useful ||= this.#calls.has(span);
+      if (!useful && work.missing.size > 0) work.abort.abort(new Error('Nobody waits for these spans any more'));
+    }
+  }
+
+  /** Asks who has what no neighbour has; what nobody has is leased to us. */
+  #locate(now: number, demandOnly: boolean): void {
+    const spans = this.#picker
+      .nowhere(demandOnly ? DISTRIBUTION_LIMITS.located : 16, demandOnly)
+      .filter((span) => now - (this.#located.get(span) ?? -Infinity) > SWARM_LIMITS.stallMs);
+    if (spans.length === 0) return;
+    for (const span of spans) this.#located.set(span, now);
+    this.#track(
+      this.#deps.link.locate(this.layer, spans, this.#stopping.signal).then(
+        ({ leased, elsewhere }) => {
+          this.#leased(leased);
+          for (const { span, from } of elsewhere) {
+            for (const record of from) {
+              this.#addNeighbour(record);
+              // It may still be fetching it: then it lets us wait.
+              this.#picker.mark(record.node, span, true);
+            }
+          }
+          this.#pumpSoon();
+        },
+        () => this.#pumpSoon(),
+      ),
+    );
+  }
+
+  #tick(): void {
+    const now = performance.now();
+    for (const [span, { atMs }] of this.#senders) if (now - atMs > 10_000) this.#senders.delete(span);
+    if (this.#calls.size === 0) {
+      if (this.#works.size === 0 && now - this.#wantedMs > SWARM_LIMITS.idleMs) this.#deps.idle(this);
+      return;
+    }
+    const stale = now - this.#joinedMs > SWARM_LIMITS.rejoinMs && this.#neighbours.size < SWARM_LIMITS.minNeighbours;
+    const few = stale && (this.#members > this.#neighbours.size + 1 || this.#capability === undefined);
+    if (few || (this.#capability !== undefined && this.#expiresMs - now < 60_000)) this.#join(true);
+    if (now - this.#askedMs > SWARM_LIMITS.stallMs) this.#waiting = false;
+    if (this.#reading.size > 0) {
+      this.#deps.outbox.say(this.layer, this.#map.spanCount, { fetching: this.#readingList() });
+    }
+    if (!this.#decidesAlone() && now - this.#progressMs > SWARM_LIMITS.stallMs) this.#locate(now, false);
+    // Whatever else is wrong, a reader gets its bytes.
+    for (const span of this.#calls.spans()) {
+      const patience = this.#picker.isDemanded(span) ? SWARM_LIMITS.patienceMs : SWARM_LIMITS.prefetchPatienceMs;
+      const waitedMs =
+        now - Math.max(this.#calls.sinceMs(span) ?? now, patience === SWARM_LIMITS.patienceMs ? 0 : this.#progressMs);
+      if (waitedMs > patience && !this.#reading.has(span) && this.#reading.size < 8)
+        this.#track(this.#read([span], 'impatient'));
+    }
+    this.#pumpSoon();
+  }
+
+  #wants(): SpanSet {
+    return SpanSet.of(this.#map.spanCount, this.#calls.spans());
+  }
+
+  #readingList(): number[] {
+    return [...this.#reading].slice(0, DISTRIBUTION_LIMITS.listed);
+  }
+
+  #track(work: Promise<void>): void {
+    this.#running.add(work);
+    void work.finally(() => this.#running.delete(work));
+  }
+}

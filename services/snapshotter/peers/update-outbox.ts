@@ -1,0 +1,123 @@
+import type { Digest } from '#shared/digest/digest.ts';
+import { DISTRIBUTION_LIMITS } from '#shared/distribution/messages.ts';
+import { SpanSet } from '#shared/distribution/span-set.ts';
+import type { DistributorLink } from './distributor-link.ts';
+import type { SpanHolder } from './span-holder.ts';
+
+/** What a node says of a layer beside what it holds. */
+export interface Saying {
+  readonly wants?: SpanSet;
+  readonly waiting?: { readonly load: number; readonly room: number };
+  readonly fetching?: readonly number[];
+  readonly released?: readonly number[];
+}
+
+interface Pending {
+  readonly spanCount: number;
+  readonly gained: Set<number>;
+  readonly fetching: Set<number>;
+  readonly released: Set<number>;
+  wants: SpanSet | undefined;
+  waiting: { readonly load: number; readonly room: number } | undefined;
+}
+
+/** Updates are collected this long: a span that has come is known to the neighbours at once, the directory may wait. */
+const COLLECT_MS = 8;
+
+/** Tells the distributor what changes on this node, many changes in one message, and everything when it has forgotten. */
+export class UpdateOutbox implements Disposable {
+  readonly #link: DistributorLink;
+  readonly #pending = new Map<Digest, Pending>();
+  readonly #stops: (() => void)[];
+  readonly #holder: SpanHolder;
+  #timer: NodeJS.Timeout | undefined;
+
+  constructor(link: DistributorLink, holder: SpanHolder) {
+    this.#link = link;
+    this.#holder = holder;
+    this.#stops = [
+      holder.onResident((layer, span) => {
+        const spanCount = holder.get(layer)?.spanCount;
+        if (spanCount === undefined) return;
+        this.#of(layer, spanCount)?.gained.add(span);
+      }),
+      holder.onRemoved((layer) => {
+        this.#pending.delete(layer);
+        link.send({ kind: 'left', node: link.record.node, layer });
+      }),
+      link.onEpoch(() => this.everything()),
+    ];
+  }
+
+  say(layer: Digest, spanCount: number, saying: Saying): void {
+    const pending = this.#of(layer, spanCount);
+    if (pending === undefined) return;
+    if (saying.wants !== undefined) pending.wants = saying.wants;
+    if (saying.waiting !== undefined) pending.waiting = saying.waiting;
+    for (const span of saying.fetching ?? []) {
+      pending.released.delete(span);
+      pending.fetching.add(span);
+    }
+    for (const span of saying.released ?? []) {
+      pending.fetching.delete(span);
+      pending.released.add(span);
+    }
+  }
+
+  [Symbol.dispose](): void {
+    for (const stop of this.#stops) stop();
+    this.#flush();
+  }
+
+  #of(layer: Digest, spanCount: number): Pending | undefined {
+    // Such a layer is not shared.
+    if (spanCount > DISTRIBUTION_LIMITS.spans) return undefined;
+    let pending = this.#pending.get(layer);
+    if (pending === undefined) {
+      pending = {
+        spanCount,
+        gained: new Set(),
+        fetching: new Set(),
+        released: new Set(),
+        wants: undefined,
+        waiting: undefined,
+      };
+      this.#pending.set(layer, pending);
+    }
+    this.#timer ??= setTimeout(() => this.#flush(), COLLECT_MS).unref();
+    return pending;
+  }
+
+  #flush(): void {
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+    for (const [layer, pending] of this.#pending) {
+      const { spanCount, wants, waiting } = pending;
+      const gained = [...pending.gained];
+      const listed = DISTRIBUTION_LIMITS.listed;
+      do {
+        this.#link.send({
+          kind: 'changed',
+          node: this.#link.record.node,
+          layer,
+          spanCount,
+          gained: gained.splice(0, listed),
+          released: [...pending.released].slice(0, listed),
+          fetching: [...pending.fetching].slice(0, listed),
+          wants: wants?.text,
+          waiting,
+        });
+      } while (gained.length > 0);
+    }
+    this.#pending.clear();
+  }
+
+  /** Says all that is held. */
+  everything(): void {
+    for (const { layer, spanCount, residency } of this.#holder.layers()) {
+      if (spanCount === 0 || spanCount > DISTRIBUTION_LIMITS.spans || residency.every((byte) => byte === 0)) continue;
+      const have = Buffer.from(residency).toString('base64');
+      this.#link.send({ kind: 'holds', node: this.#link.record.node, layer, spanCount, have });
+    }
+  }
+}
