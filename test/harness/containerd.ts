@@ -1,4 +1,5 @@
 import { spawn } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
 import { mkdir, readFile, readdir, writeFile } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { runTool } from '#test/images/tool.ts';
@@ -46,7 +47,7 @@ export class TestContainerd implements AsyncDisposable {
   readonly #options: ContainerdOptions;
   readonly #forget: () => void;
   #server: ServerProcess;
-  #containers = 0;
+  #views = 0;
 
   private constructor(options: ContainerdOptions, server: ServerProcess) {
     this.#options = options;
@@ -118,7 +119,8 @@ export class TestContainerd implements AsyncDisposable {
   }
 
   #spawnRun(reference: string, options: RunOptions, signal: AbortSignal) {
-    const id = options.id ?? `c${++this.#containers}-${process.pid}`;
+    // Unlike any other's: runc keeps the containers of all containerds of a machine in one folder.
+    const id = options.id ?? `c-${randomBytes(6).toString('hex')}`;
     const args = ['--address', this.address, '--namespace', NAMESPACE, 'run', '--rm'];
     args.push('--snapshotter', options.snapshotter);
     if (options.hostNetwork === true) args.push('--net-host');
@@ -134,7 +136,7 @@ export class TestContainerd implements AsyncDisposable {
     target: string,
     signal: AbortSignal,
   ): Promise<AsyncDisposable> {
-    const key = `view-${++this.#containers}-${process.pid}`;
+    const key = `view-${++this.#views}-${process.pid}`;
     const snapshots = ['snapshots', '--snapshotter', snapshotter];
     await mkdir(target, { recursive: true });
     for (let attempt = 1; ; attempt++) {
