@@ -91,19 +91,22 @@ export class Distributor {
     if (!admitted.admitted) return { outcome: 'refused', reason: admitted.reason };
     const key = await this.#keyOfNow();
     const { layers, nodes } = directory;
-    const [before] = await Promise.all([layers.members(layer, NEIGHBOUR_SAMPLE), nodes.put(record, now)]);
     const have = Buffer.from(request.have, 'base64');
-    await layers.change(layer, record.node, { ...wantsOf(request), spanCount, have }, now, LEASE_LIMITS.ttlMs);
-    const known = await nodes.get(before.sample);
+    await Promise.all([
+      nodes.put(record, now),
+      layers.change(layer, record.node, { ...wantsOf(request), spanCount, have }, now, LEASE_LIMITS.ttlMs),
+    ]);
+    // After the node itself has come in: of two that join at the same time at least one sees the other.
+    const members = await layers.members(layer, NEIGHBOUR_SAMPLE + 1);
+    const known = await nodes.get(members.sample);
     const chosen = new Set(chooseNeighbours(record, known, this.#random));
     this.#advanceSoon(layer);
-    const others = before.sample.filter((node) => node !== record.node).length;
     return {
       outcome: 'joined',
       epoch: key.epoch,
       capability: issueCapability({ layer, record, expiresMs: now + DISTRIBUTOR_TIMES.capabilityMs }, key.privateKey),
       expiresInMs: DISTRIBUTOR_TIMES.capabilityMs,
-      members: Math.max(others + 1, before.total),
+      members: Math.max(1, members.total),
       neighbours: known.filter(({ node }) => chosen.has(node)),
     };
   }

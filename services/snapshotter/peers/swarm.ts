@@ -17,7 +17,11 @@ import type { UpdateOutbox } from './update-outbox.ts';
 const MiB = 1024 * 1024;
 
 export const SWARM_LIMITS = {
-  /** Blob bytes of one registry read of a node that decides by itself, and how many at a time. */
+  /**
+   * Blob bytes of one registry read of a node that decides by itself: the first, doubled with each up to the last, so that one which
+   * comes a moment before others does not take everything; and how many at a time.
+   */
+  firstRunBytes: MiB / 2,
   aloneRunBytes: 4 * MiB,
   aloneRuns: 4,
   /** Blob bytes of leases asked for at once; only a node that is alone gets more than one span. */
@@ -99,6 +103,7 @@ export class Swarm {
   #askedMs = -Infinity;
   #waiting = false;
   #aloneRuns = 0;
+  #aloneRunBytes: number = SWARM_LIMITS.firstRunBytes;
   #progressMs = performance.now();
   #wantedMs = performance.now();
   #pumping = false;
@@ -320,6 +325,7 @@ export class Swarm {
       this.#track(
         this.#readFrom(span, 'alone').finally(() => {
           this.#aloneRuns--;
+          this.#aloneRunBytes = Math.min(SWARM_LIMITS.aloneRunBytes, this.#aloneRunBytes * 2);
           this.#pumpSoon();
         }),
       );
@@ -330,7 +336,7 @@ export class Swarm {
   #readFrom(first: number, how: string): Promise<void> {
     const spans = [first];
     const start = this.#map.blobStart(first);
-    const limit = this.#neighbours.size === 0 ? SWARM_LIMITS.aloneRunBytes : MiB / 2;
+    const limit = this.#neighbours.size === 0 ? this.#aloneRunBytes : SWARM_LIMITS.firstRunBytes;
     for (let span = first + 1; this.#picker.isWanted(span) && this.#picker.copies(span) === 0; span++) {
       if (this.#map.blobEnd(span) - start > limit) break;
       spans.push(span);
