@@ -108,6 +108,8 @@ async function nodeSettings(nats: TestNats, number: number): Promise<Readonly<Re
   return {
     NATS_URL: nats.url,
     KINDLING_NODE_NAME: `node-${number}`,
+    // On machines of their own the default is right: all addresses, port 8461.
+    KINDLING_PEER_LISTEN: `127.0.0.1:${await freePort()}`,
     // For this demo only: what the table shows is then what the start has read.
     KINDLING_BACKGROUND: 'false',
   };
