@@ -98,6 +98,11 @@ export class FetchScheduler {
     });
   }
 
+  /** Something goes on that demand reads will follow, such as a pull: the background waits. */
+  noteActivity(): void {
+    this.#pace.noteDemand();
+  }
+
   /** Fetches `count` spans from `first` on before they are asked for. */
   prefetch(target: FetchTarget, first: number, count: number): void {
     if (this.#closed) return;

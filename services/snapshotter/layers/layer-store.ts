@@ -184,6 +184,7 @@ export class LayerStore implements LayerFiles, LayerProvider {
   // LayerProvider
 
   async provide(request: LayerRequest, signal: AbortSignal): Promise<ProvidedLayer> {
+    this.#scheduler.noteActivity();
     return await this.#using(request.layer, async () => {
       try {
         const layer = await this.#obtain(request, signal);
@@ -217,8 +218,9 @@ export class LayerStore implements LayerFiles, LayerProvider {
           `Cannot mount ${digest}: the layer is not on this node; pull its image again`,
         );
       }
+      this.#scheduler.noteActivity();
       try {
-        await layer.open();
+        if (!layer.complete) await layer.open();
       } catch (error) {
         const [request] = layer.requests;
         if (request === undefined || !(error instanceof LayerReadError)) throw error;

@@ -18,6 +18,8 @@ import { WorkerError, type WorkerPool } from './worker-pool.ts';
 
 /** Residency is written this long after the first span that it does not have yet. A kill -9 in between costs a fetch. */
 const FLUSH_MS = 50;
+/** The map of a complete layer is only for peers: it goes when they have not asked for this long. */
+const MAP_MS = 10_000;
 
 export interface LayerContext {
   readonly directory: LayerDirectory;
@@ -49,6 +51,7 @@ export class Layer implements FetchTarget, LayerFile {
   #map: DecodableSpanMap | undefined;
   #shared: SharedMap | undefined;
   #opening: Promise<void> | undefined;
+  #mapTimer: NodeJS.Timeout | undefined;
   /** After an unclean boot, until map and metadata were checked. */
   #unchecked: boolean;
   #diskBytes: number;
@@ -118,6 +121,7 @@ export class Layer implements FetchTarget, LayerFile {
 
   /** Loads the map; after an unclean boot checks it and the metadata first. @throws LayerReadError `broken` */
   async open(): Promise<void> {
+    if (this.#residency.complete) this.#dropMapLater();
     if (this.#map !== undefined && !this.#unchecked) return;
     this.#opening ??= this.#open().finally(() => {
       this.#opening = undefined;
@@ -232,6 +236,7 @@ export class Layer implements FetchTarget, LayerFile {
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
+    clearTimeout(this.#mapTimer);
     if (this.#pins > 0) await new Promise<void>((resolve) => (this.#unpinned = resolve));
     await this.#flush();
     await this.#image.close();
@@ -280,6 +285,15 @@ export class Layer implements FetchTarget, LayerFile {
     this.#unchecked = false;
   }
 
+  #dropMapLater(): void {
+    clearTimeout(this.#mapTimer);
+    this.#mapTimer = setTimeout(() => {
+      if (this.#unchecked) return;
+      this.#map = undefined;
+      this.#shared = undefined;
+    }, MAP_MS).unref();
+  }
+
   #broken(why: string): LayerReadError {
     return new LayerReadError('broken', `Cannot read ${this.layer}: ${why}; remove and pull the image again`);
   }
@@ -298,6 +312,7 @@ export class Layer implements FetchTarget, LayerFile {
     this.#context.resident(this, span);
     if (this.#residency.complete) {
       this.#suspect = undefined;
+      this.#dropMapLater();
       void this.#flush()
         .then(() => this.#context.directory.clearSuspect(this.layer))
         .catch((error: unknown) => {
