@@ -6,6 +6,9 @@ import { createMetrics, serveMetrics } from '#shared/telemetry/metrics.ts';
 import { SETTINGS } from './config.ts';
 import { runDistributor } from './service.ts';
 
+/** EX_CONFIG of sysexits.h: starting again with the same settings is no use. */
+const EXIT_CONFIG = 78;
+
 const stop = new AbortController();
 for (const name of ['SIGINT', 'SIGTERM'] as const) process.once(name, () => stop.abort());
 
@@ -28,5 +31,5 @@ try {
   }
 } catch (error) {
   console.error(error instanceof SettingsError ? error.message : error);
-  process.exitCode = 1;
+  process.exitCode = error instanceof SettingsError ? EXIT_CONFIG : 1;
 }
