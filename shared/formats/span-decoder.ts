@@ -32,6 +32,7 @@ const SCRATCH_BYTES = 64 * 1024;
  * Decodes and verifies spans; one per thread, since it keeps decoders and buffers from span to span.
  */
 export class SpanDecoder implements Disposable {
+  readonly #raw = new SyncDecoder('deflate-raw');
   readonly #gzip = new SyncDecoder('gzip');
   readonly #zstd = new SyncDecoder('zstd');
   #scratch: Buffer | undefined;
@@ -66,7 +67,7 @@ export class SpanDecoder implements Disposable {
         case 'tar':
           return bytes;
         case 'gzip':
-          return decodeDeflateSpan(bytes, map.decodedLength(span), map.checkpoint(span), this.#gzip);
+          return decodeDeflateSpan(bytes, map.decodedLength(span), map.checkpoint(span), this.#raw, this.#gzip);
         case 'estargz':
           return this.#members(this.#gzip, map, span, bytes);
         case 'zstd':
@@ -144,6 +145,7 @@ export class SpanDecoder implements Disposable {
   }
 
   [Symbol.dispose](): void {
+    this.#raw[Symbol.dispose]();
     this.#gzip[Symbol.dispose]();
     this.#zstd[Symbol.dispose]();
   }

@@ -35,8 +35,8 @@ export type Coding = 'deflate-raw' | 'gzip' | 'zstd';
 /** Node makes an output buffer of this size with every stream; ours are passed to each call, so the smallest one. */
 const UNUSED_CHUNK_BYTES = 64;
 
-function open(coding: Coding, dictionary: Uint8Array | undefined): ZlibStream {
-  const options = { chunkSize: UNUSED_CHUNK_BYTES, ...(dictionary === undefined ? {} : { dictionary }) };
+function open(coding: Coding): ZlibStream {
+  const options = { chunkSize: UNUSED_CHUNK_BYTES };
   const stream =
     coding === 'gzip'
       ? zlib.createGunzip(options)
@@ -55,7 +55,6 @@ function open(coding: Coding, dictionary: Uint8Array | undefined): ZlibStream {
  */
 export class SyncDecoder implements Disposable {
   readonly #coding: Coding;
-  readonly #dictionary: Uint8Array | undefined;
   #stream: ZlibStream;
   #binding: ZlibBinding;
   #failure = '';
@@ -63,11 +62,9 @@ export class SyncDecoder implements Disposable {
   consumed = 0;
   produced = 0;
 
-  /** @param dictionary for `deflate-raw`: the up to 32 KiB before the stream. */
-  constructor(coding: Coding, dictionary?: Uint8Array) {
+  constructor(coding: Coding) {
     this.#coding = coding;
-    this.#dictionary = dictionary === undefined || dictionary.length === 0 ? undefined : dictionary;
-    this.#stream = open(coding, this.#dictionary);
+    this.#stream = open(coding);
     this.#binding = this.#attach();
   }
 
@@ -111,7 +108,7 @@ export class SyncDecoder implements Disposable {
     this.produced = outputLength - outputLeft;
   }
 
-  /** Ready for a new stream, with the same dictionary. */
+  /** Ready for a new stream. */
   reset(): void {
     if (this.#failure === '') {
       this.#binding.reset();
@@ -120,7 +117,7 @@ export class SyncDecoder implements Disposable {
     // zstd's binding keeps its error over a reset.
     this.#binding.close();
     this.#failure = '';
-    this.#stream = open(this.#coding, this.#dictionary);
+    this.#stream = open(this.#coding);
     this.#binding = this.#attach();
   }
 

@@ -28,7 +28,7 @@ if (file !== '') {
   const index = await buildLayerIndex(
     {
       range: () => Promise.reject(new Error('this blob is streamed')),
-      stream: () => createReadStream(file, { highWaterMark: 256 * 1024 }),
+      stream: () => createReadStream(file, { highWaterMark: 64 * 1024 }),
     },
     { digest: parseDigest(digest, 'the second argument'), size },
     { toc: 'never' },

@@ -1,9 +1,6 @@
 import { DecodeError, SyncDecoder } from '#shared/formats/sync-decoder.ts';
 import type { Checkpoint } from '#shared/layer/layer-index.ts';
-import { resumePrefix } from './resume-prefix.ts';
-
-/** Deflate's farthest reference. */
-export const WINDOW_BYTES = 32 * 1024;
+import { resumeDeflate, WINDOW_BYTES } from './resume-prefix.ts';
 
 /** What is known of a block boundary and of what follows it. */
 export interface Boundary {
@@ -29,34 +26,31 @@ const [LOW, HIGH, INVERTED] = [(at: number) => at & 0xff, (at: number) => at >> 
  * referred to by the next 32 KiB only; decoding those with three made-up windows tells which output bytes came from where. Both depend
  * on nothing but the blob, so everybody finds the same.
  *
+ * @param decoder for raw deflate; made once, since a layer has many checkpoints.
  * @returns undefined where the stream cannot be taken up here (which a stream can be made to do on purpose, at most).
  */
-export function probeCheckpoint(boundary: Boundary): Checkpoint | undefined {
+export function probeCheckpoint(boundary: Boundary, decoder: SyncDecoder): Checkpoint | undefined {
   const { window, compressed, after } = boundary;
   for (let bits = 0; bits < 8; bits += 1) {
-    const decoded = decodeFrom(compressed, bits, window, after.length, 0);
-    if (decoded?.equals(after) === true) return { bits, window: usedWindow(compressed, bits, window, after.length) };
+    const decoded = decodeFrom(decoder, compressed, bits, window, after.length, 0);
+    if (decoded?.equals(after) === true)
+      return { bits, window: usedWindow(decoder, compressed, bits, window, after.length) };
   }
   return undefined;
 }
 
 /** @param slot which of the outputs to decode into. */
 function decodeFrom(
+  decoder: SyncDecoder,
   compressed: Buffer,
   bits: number,
   window: Buffer,
   length: number,
   slot: number,
 ): Buffer | undefined {
-  using decoder = new SyncDecoder('deflate-raw', window);
   const output = OUTPUTS[slot] ?? Buffer.alloc(WINDOW_BYTES);
   try {
-    let to = 0;
-    const prefix = resumePrefix(bits, compressed[0] ?? 0);
-    if (prefix.length > 0) {
-      decoder.write(prefix, 0, prefix.length, output, 0, length);
-      to = decoder.produced;
-    }
+    let to = resumeDeflate(decoder, window, bits, compressed[0] ?? 0, output, length);
     if (to < length && compressed.length > 1) {
       decoder.write(compressed, 1, compressed.length, output, to, length);
       to += decoder.produced;
@@ -69,9 +63,9 @@ function decodeFrom(
 }
 
 /** The window with every byte zeroed that nothing refers to, and cut at its front. */
-function usedWindow(compressed: Buffer, bits: number, window: Buffer, length: number): Buffer {
+function usedWindow(decoder: SyncDecoder, compressed: Buffer, bits: number, window: Buffer, length: number): Buffer {
   const [low, high, inverted] = [LOW, HIGH, INVERTED].map((made, slot) =>
-    decodeFrom(compressed, bits, (made ?? window).subarray(0, window.length), length, slot),
+    decodeFrom(decoder, compressed, bits, (made ?? window).subarray(0, window.length), length, slot),
   );
   if (low === undefined || high === undefined || inverted === undefined) return Buffer.from(window);
   const used = Buffer.alloc(window.length);

@@ -1,36 +1,29 @@
-import { DecodeError, SyncDecoder } from '#shared/formats/sync-decoder.ts';
+import { DecodeError, type SyncDecoder } from '#shared/formats/sync-decoder.ts';
 import type { Checkpoint } from '#shared/layer/layer-index.ts';
-import { resumePrefix } from './resume-prefix.ts';
+import { resumeDeflate } from './resume-prefix.ts';
 
 /** CRC and length behind a member's deflate stream. */
 const TRAILER_BYTES = 8;
+const START: Checkpoint = { bits: 0, window: Buffer.alloc(0) };
 
 /**
  * The `length` bytes that a range of a gzip blob decodes to, taken up at the checkpoint. A member may end inside: its trailer
  * and the next member's header are passed over. Checksums are not looked at: digests verify the span.
  *
- * @param gzip a decoder for gzip, used for the members after the first.
+ * @param raw a decoder for raw deflate, for the member that the range begins in; `gzip` for those after it.
  * @throws DecodeError when the bytes are corrupt or too few.
  */
 export function decodeDeflateSpan(
   bytes: Uint8Array,
   length: number,
   checkpoint: Checkpoint | undefined,
+  raw: SyncDecoder,
   gzip: SyncDecoder,
 ): Buffer {
   const output = Buffer.allocUnsafe(length);
-  const bits = checkpoint?.bits ?? 0;
-  using raw = new SyncDecoder('deflate-raw', checkpoint?.window);
-  let from = 0;
-  let to = 0;
-  const prefix = resumePrefix(bits, bytes[0] ?? 0);
-  if (prefix.length > 0) {
-    raw.write(prefix, 0, prefix.length, output, 0, length);
-    to = raw.produced;
-    from = 1;
-    // A stream may end in its first bits; then the rest belongs to the next member.
-    if (raw.consumed < prefix.length) throw new DecodeError('it ends before its first block');
-  }
+  const { bits, window } = checkpoint ?? START;
+  let to = resumeDeflate(raw, window, bits, bytes[0] ?? 0, output, length);
+  let from = bits === 0 ? 0 : 1;
   let decoder = raw;
   while (to < length) {
     decoder.write(bytes, from, bytes.length, output, to, length);

@@ -1,10 +1,11 @@
 import { crc32 } from 'node:zlib';
-import { DecodeError } from '#shared/formats/sync-decoder.ts';
+import { DecodeError, SyncDecoder } from '#shared/formats/sync-decoder.ts';
 import { isBomb, type StreamWalker, type WalkSink } from '#shared/formats/stream/stream-walker.ts';
 import { type Checkpoint, LAYER_LIMITS, LayerError } from '#shared/layer/layer-index.ts';
 import { type BlockInflater, type InflaterKind, openBlockInflater } from './block-inflater.ts';
-import { probeCheckpoint, WINDOW_BYTES } from './checkpoint-probe.ts';
+import { probeCheckpoint } from './checkpoint-probe.ts';
 import { gzipHeaderLength } from './gzip-header.ts';
+import { WINDOW_BYTES } from './resume-prefix.ts';
 
 /**
  * Decoded bytes of a span before a checkpoint inside a member is looked for. A window takes 1 to 2 KiB compressed, so that 1.5 MiB costs some
@@ -39,6 +40,7 @@ type State = 'header' | 'deflate' | 'trailer' | 'padding';
 export class GzipWalker implements StreamWalker {
   readonly #sink: WalkSink;
   readonly #inflater: BlockInflater;
+  readonly #prober = new SyncDecoder('deflate-raw');
   readonly #spanBytes: number;
   #state: State = 'header';
   /** Input that is not used up, from `#inputAt` on; `#inputOffset` is the blob offset of its start. */
@@ -50,7 +52,8 @@ export class GzipWalker implements StreamWalker {
   /** Output of the buffer being filled; the bytes before it that a window may need. */
   #output: Buffer;
   #outputLength = 0;
-  #history: Buffer = Buffer.alloc(0);
+  readonly #history = Buffer.alloc(WINDOW_BYTES);
+  readonly #window = Buffer.alloc(WINDOW_BYTES);
   #streamOffset = 0;
   #memberStart = 0;
   #crc = 0;
@@ -201,23 +204,23 @@ export class GzipWalker implements StreamWalker {
   /** The stream can perhaps be taken up at `at`; what follows will tell. It stays in a buffer of its own until then. */
   #boundary(input: Buffer, at: number, streamOffset: number): void {
     const start = this.#outputLength - (this.#streamOffset - streamOffset);
-    const window = this.#windowBefore(start);
+    this.#windowBefore(start, this.#window);
     this.#candidate = {
       blobOffset: this.#inputOffset + at,
       streamOffset,
-      window: window.subarray(Math.max(0, window.length - (streamOffset - this.#memberStart))),
+      window: this.#window.subarray(Math.max(0, WINDOW_BYTES - (streamOffset - this.#memberStart))),
       compressedLength: input.copy(this.#probe, 0, at - 1),
     };
-    const behind = Buffer.from(this.#output.subarray(start, this.#outputLength));
+    const end = this.#outputLength;
     this.#outputLength = start;
-    this.#flush(behind);
+    this.#flush(end);
   }
 
-  /** The 32 KiB of the stream before a place in the output buffer. */
-  #windowBefore(end: number): Buffer {
-    const fromBuffer = this.#output.subarray(Math.max(0, end - WINDOW_BYTES), end);
-    if (fromBuffer.length === WINDOW_BYTES) return Buffer.from(fromBuffer);
-    return Buffer.concat([this.#history.subarray(-(WINDOW_BYTES - fromBuffer.length)), fromBuffer]);
+  /** Copies the 32 KiB of the stream before a place in the output buffer to `target`, which may be the history itself. */
+  #windowBefore(end: number, target: Buffer): void {
+    const fromBuffer = Math.min(end, WINDOW_BYTES);
+    this.#history.copy(target, 0, fromBuffer);
+    this.#output.copy(target, WINDOW_BYTES - fromBuffer, end - fromBuffer, end);
   }
 
   #keepCompressed(input: Buffer): void {
@@ -239,11 +242,14 @@ export class GzipWalker implements StreamWalker {
       candidate.compressedLength += input.copy(this.#probe, candidate.compressedLength);
     }
     const start = this.#outputLength - (this.#streamOffset - candidate.streamOffset);
-    const checkpoint = probeCheckpoint({
-      window: candidate.window,
-      compressed: this.#probe.subarray(0, candidate.compressedLength),
-      after: this.#output.subarray(start, start + length),
-    });
+    const checkpoint = probeCheckpoint(
+      {
+        window: candidate.window,
+        compressed: this.#probe.subarray(0, candidate.compressedLength),
+        after: this.#output.subarray(start, start + length),
+      },
+      this.#prober,
+    );
     if (checkpoint === undefined) return;
     this.#cut(candidate.streamOffset, candidate.blobOffset);
     this.#spanBlob = checkpoint.bits === 0 ? candidate.blobOffset : candidate.blobOffset - 1;
@@ -283,17 +289,19 @@ export class GzipWalker implements StreamWalker {
     this.#crcDone = this.#outputLength;
   }
 
-  /** Hands on the output; the next buffer begins with `behind`. */
-  #flush(behind?: Buffer): void {
-    if (this.#outputLength > 0) {
-      if (this.#crcDone < this.#outputLength) this.#sum();
-      this.#history = this.#windowBefore(this.#outputLength);
-      this.#sink.data(this.#output, this.#outputLength);
+  /** Hands on the output; what is behind it up to `end` goes to the front of the next buffer. */
+  #flush(end = this.#outputLength): void {
+    const length = this.#outputLength;
+    const output = this.#output;
+    if (length > 0) {
+      if (this.#crcDone < length) this.#sum();
+      this.#windowBefore(length, this.#history);
+      this.#sink.data(output, length);
       this.#output = this.#sink.buffer();
     }
     this.#crcDone = 0;
-    behind?.copy(this.#output);
-    this.#outputLength = behind?.length ?? 0;
+    // A buffer keeps its bytes until it is written to again, and only this walker does that.
+    this.#outputLength = length > 0 ? output.copy(this.#output, 0, length, end) : end;
   }
 
   /** Ends the span at `streamOffset`, whose last byte of the blob is before `blobEnd`. */
@@ -315,5 +323,6 @@ export class GzipWalker implements StreamWalker {
 
   [Symbol.dispose](): void {
     this.#inflater[Symbol.dispose]();
+    this.#prober[Symbol.dispose]();
   }
 }

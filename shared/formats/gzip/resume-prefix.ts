@@ -1,3 +1,5 @@
+import { DecodeError, type SyncDecoder } from '#shared/formats/sync-decoder.ts';
+
 /**
  * Taking a deflate stream up at any bit with a decoder that begins at bytes.
  *
@@ -53,7 +55,7 @@ const PREFIXES = [0, 1, 2, 3, 4, 5, 6, 7].map((bits) => prefixBits(bits));
  * The bytes to feed in front of the rest: for `bits` 1-7 they include the first byte of the stream, whose low-order bits are
  * replaced; for 0 there are none.
  */
-export function resumePrefix(bits: number, firstByte: number): Buffer {
+function resumePrefix(bits: number, firstByte: number): Buffer {
   const prefix = PREFIXES[bits] ?? [];
   const bytes = Buffer.alloc(Math.ceil(prefix.length / 8));
   for (let index = 0; index < prefix.length; index += 1) {
@@ -64,4 +66,39 @@ export function resumePrefix(bits: number, firstByte: number): Buffer {
     bytes[last] = (bytes[last] ?? 0) | (firstByte & (0xff << (8 - bits)) & 0xff);
   }
   return bytes;
+}
+
+/** Deflate's farthest reference. */
+export const WINDOW_BYTES = 32 * 1024;
+const STORED_HEADER = Buffer.alloc(5);
+const DISCARDED = Buffer.alloc(WINDOW_BYTES);
+
+/**
+ * Brings a decoder for raw deflate to a checkpoint: the window goes in as a stored block (whose header is `00`, LE16 length and its
+ * complement) rather than as a dictionary, so that one decoder serves for all.
+ *
+ * @param firstByte of the range; where `bits` > 0 it is used up, and what it decodes to is put into `output`, at most `length` bytes.
+ * @returns the bytes put there
+ * @throws DecodeError
+ */
+export function resumeDeflate(
+  decoder: SyncDecoder,
+  window: Uint8Array,
+  bits: number,
+  firstByte: number,
+  output: Buffer,
+  length: number,
+): number {
+  decoder.reset();
+  if (window.length > WINDOW_BYTES) throw new DecodeError(`a window of ${window.length} bytes`);
+  if (window.length > 0) {
+    STORED_HEADER.writeUInt16LE(window.length, 1);
+    STORED_HEADER.writeUInt16LE(window.length ^ 0xffff, 3);
+    decoder.write(STORED_HEADER, 0, STORED_HEADER.length, DISCARDED, 0, WINDOW_BYTES);
+    decoder.write(window, 0, window.length, DISCARDED, 0, WINDOW_BYTES);
+  }
+  const prefix = resumePrefix(bits, firstByte);
+  if (prefix.length === 0) return 0;
+  decoder.write(prefix, 0, prefix.length, output, 0, length);
+  return decoder.produced;
 }
