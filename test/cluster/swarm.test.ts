@@ -4,6 +4,7 @@ import { runDistributor } from '#services/distributor/service.ts';
 import { WorkerPool } from '#services/snapshotter/layers/worker-pool.ts';
 import type { Bus } from '#shared/bus/bus.ts';
 import { LocalBus } from '#shared/bus/local-bus.ts';
+import type { CredentialSource } from '#shared/registry/credentials.ts';
 import { RegistryClient } from '#shared/registry/registry-client.ts';
 import { silentLogger } from '#shared/telemetry/logger.ts';
 import { Registry } from '#shared/telemetry/metrics.ts';
@@ -67,4 +68,109 @@ test('a burst of nodes costs the registry one read of each span, and all get the
     ]),
   );
   assert.ok(amplification < 1.2, `the registry was read ${amplification} times: ${JSON.stringify(figures)}`);
+});
+
+test('a node that comes later takes everything from the others, and one without a distributor from the registry', async ({
+  signal,
+}) => {
+  const layer = await sharedLayer(8, 300_000, signal);
+  await using registry = await CountedRegistry.start([layer]);
+  await using cluster = await rig(signal);
+  const reference = registry.reference(layer);
+  const first = await cluster.node();
+  await first.fetchAll(reference, signal);
+  const second = await cluster.node();
+  await second.provide(reference, signal);
+  const before = registry.bytes;
+  await second.fetchAll(reference, signal);
+  assert.equal(registry.bytes, before);
+  assert.equal(await second.imageDigest(layer.digest, signal), await first.imageDigest(layer.digest, signal));
+  assert.equal(second.statistics.figures(layer.digest).bytesBySource.peer, 8 * 300_000);
+
+  await cluster.stopDistributor();
+  const third = await cluster.node();
+  await third.fetchAll(reference, signal);
+  assert.equal(third.statistics.figures(layer.digest).bytesBySource.peer, 0);
+  assert.equal(await third.imageDigest(layer.digest, signal), await first.imageDigest(layer.digest, signal));
+});
+
+test('what a lying peer sends is never served: it is blocked, and the bytes come from elsewhere', async ({
+  signal,
+}) => {
+  const layer = await sharedLayer(6, 300_000, signal);
+  await using registry = await CountedRegistry.start([layer]);
+  await using cluster = await rig(signal);
+  const reference = registry.reference(layer);
+  const liar = await cluster.node();
+  await liar.fetchAll(reference, signal);
+  const expected = await liar.imageDigest(layer.digest, signal);
+  const held = liar.store.layers.get(layer.digest);
+  assert.ok(held);
+  const honest = held.readPayload.bind(held);
+  held.readPayload = async (span) => {
+    const payload = await honest(span);
+    if (payload !== undefined && payload.length > 0) payload[0] = (payload[0] ?? 0) ^ 1;
+    return payload;
+  };
+  const node = await cluster.node();
+  await node.fetchAll(reference, signal);
+  assert.equal(await node.imageDigest(layer.digest, signal), expected);
+  assert.ok((await node.metric('kindling_peer_bad_total')) >= 1);
+  assert.equal(node.statistics.figures(layer.digest).bytesBySource.peer, 0);
+});
+
+test('a reader gets its bytes when the peer that has them stalls', async ({ signal }) => {
+  const layer = await sharedLayer(4, 300_000, signal);
+  await using registry = await CountedRegistry.start([layer]);
+  await using cluster = await rig(signal);
+  const reference = registry.reference(layer);
+  const stalled = await cluster.node();
+  await stalled.fetchAll(reference, signal);
+  const held = stalled.store.layers.get(layer.digest);
+  assert.ok(held);
+  held.readPayload = () => new Promise(() => {});
+  const node = await cluster.node();
+  await node.provide(reference, signal);
+  assert.equal(await node.imageDigest(layer.digest, signal), await stalled.imageDigest(layer.digest, signal));
+});
+
+test('spans of a private layer are given only to nodes that could pull it', async ({ signal }) => {
+  const layer = await sharedLayer(4, 100_000, signal);
+  const basic = (text: string) => `Basic ${Buffer.from(text).toString('base64')}`;
+  await using registry = await CountedRegistry.start([layer], basic('me:secret'));
+  await using cluster = await rig(signal, [registry.host]);
+  const reference = registry.reference(layer, 'private');
+  const credentials: CredentialSource = {
+    credential: () => Promise.resolve({ kind: 'password', username: 'me', password: 'secret' }),
+  };
+  const owner = await cluster.node({ credentials });
+  await owner.fetchAll(reference, signal);
+  const stranger = await cluster.node();
+  const join = async (authorization: string | undefined, repository = `${registry.host}/private`) =>
+    await stranger.peers.link.join(
+      {
+        layer: layer.digest,
+        spanCount: 4,
+        have: '',
+        repository,
+        ...(authorization === undefined ? {} : { authorization }),
+      },
+      signal,
+    );
+  for (const authorization of [undefined, basic('me:wrong')]) {
+    const refused = await join(authorization);
+    assert.equal(refused.outcome, 'refused');
+  }
+  assert.equal((await join(basic('me:secret'), 'other.example/private')).outcome, 'refused');
+  const url = `http://127.0.0.1:${owner.peers.server.port}/v1/layers/${layer.digest}/spans/0`;
+  const get = async (capability: string) =>
+    await fetch(url, { headers: { authorization: `Kindling ${capability}` }, signal });
+  assert.equal((await get('nothing.valid')).status, 401);
+  const joined = await join(basic('me:secret'));
+  assert.ok(joined.outcome === 'joined');
+  const given = await get(joined.capability);
+  assert.equal(given.status, 200);
+  assert.ok((await given.arrayBuffer()).byteLength > 8);
+  const forged = joined.capability.slice(0, -4) + (joined.capability.endsWith('AAAA') ? 'BBBB' : 'AAAA');
+  assert.equal((await get(forged)).status, 401);
 });

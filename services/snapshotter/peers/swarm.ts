@@ -6,6 +6,7 @@ import type { Logger } from '#shared/telemetry/logger.ts';
 import type { LayerOrigin, SpanBytes, SpanRequest, SpanSource } from '../layers/span-source.ts';
 import type { BadPeers } from './bad-peers.ts';
 import type { DistributorLink } from './distributor-link.ts';
+import { Neighbourhood, type Neighbour } from './neighbourhood.ts';
 import { PeerError, type PeerClient } from './peer-client.ts';
 import type { PeerMetrics } from './peer-metrics.ts';
 import type { SpanHolder } from './span-holder.ts';
@@ -40,7 +41,6 @@ export const SWARM_LIMITS = {
   /** Fewer neighbours: more are asked for, at most this often. */
   minNeighbours: 3,
   rejoinMs: 2_000,
-  neighbours: 40,
 } as const;
 
 export interface SwarmDeps {
@@ -56,12 +56,6 @@ export interface SwarmDeps {
   readonly logger: Logger;
   /** Nothing was wanted for a while. */
   readonly idle: (swarm: Swarm) => void;
-}
-
-interface Neighbour {
-  readonly record: NodeRecord;
-  readonly stop: AbortController;
-  failures: number;
 }
 
 /** A transfer from a peer or a read from the registry. */
@@ -82,7 +76,7 @@ export class Swarm {
   readonly #deps: SwarmDeps;
   readonly #picker: SpanPicker<string>;
   readonly #calls = new SwarmCalls();
-  readonly #neighbours = new Map<string, Neighbour>();
+  readonly #neighbours: Neighbourhood;
   readonly #works = new Set<Work>();
   /** Spans being read from the registry. */
   readonly #reading = new Set<number>();
@@ -117,6 +111,17 @@ export class Swarm {
       spanCount: map.spanCount,
       bytesOf: (span) => map.payloadLength(span),
       random: Math.random,
+    });
+    this.#neighbours = new Neighbourhood({
+      self: deps.link.record.node,
+      layer,
+      spanCount: map.spanCount,
+      picker: this.#picker,
+      client: deps.client,
+      badPeers: deps.badPeers,
+      capability: () => this.#capability,
+      changed: () => this.#pumpSoon(),
+      logger: deps.logger,
     });
     this.#stops = [
       deps.link.onLease(layer, (spans) => this.#leased(spans)),
@@ -169,7 +174,7 @@ export class Swarm {
     logger.error({ node: sender, layer: this.layer, span }, 'A peer has sent wrong bytes: it is blocked');
     metrics.badPeers.inc();
     badPeers.block(sender, performance.now());
-    this.#drop(sender);
+    this.#neighbours.drop(sender);
   }
 
   /** Whether the span is on its way here: a peer that asks for it may wait. */
@@ -180,16 +185,16 @@ export class Swarm {
   /** A node follows what we have: we follow it as well. */
   followed(record: NodeRecord): void {
     this.#members = Math.max(2, this.#members);
-    if (this.#capability !== undefined) this.#addNeighbour(record);
+    if (this.#capability !== undefined) this.#neighbours.add(record);
   }
 
   async close(): Promise<void> {
     this.#stopping.abort(new Error('The swarm is closing'));
     clearInterval(this.#timer);
     for (const stop of this.#stops) stop();
-    for (const neighbour of this.#neighbours.values()) neighbour.stop.abort(this.#stopping.signal.reason);
     for (const work of this.#works) work.abort.abort(this.#stopping.signal.reason);
     for (const span of Array.from(this.#calls.spans())) this.#calls.giveUp(span);
+    await this.#neighbours.close();
     await Promise.allSettled(this.#running);
   }
 
@@ -241,44 +246,9 @@ export class Swarm {
       this.#members = Math.max(reply.members, this.#neighbours.size + 1);
       this.#wantsSaid = true;
       this.#waiting = false;
-      for (const record of reply.neighbours) this.#addNeighbour(record);
+      for (const record of reply.neighbours) this.#neighbours.add(record);
       return;
     }
-  }
-
-  #addNeighbour(record: NodeRecord): void {
-    const { link, badPeers } = this.#deps;
-    const { node } = record;
-    if (this.#neighbours.has(node) || node === link.record.node || this.#stopping.signal.aborted) return;
-    if (this.#neighbours.size >= SWARM_LIMITS.neighbours || badPeers.isBlocked(node, performance.now())) return;
-    const neighbour = { record, stop: new AbortController(), failures: 0 };
-    this.#neighbours.set(node, neighbour);
-    this.#picker.addNeighbour(node);
-    this.#track(this.#follow(neighbour));
-  }
-
-  async #follow(neighbour: Neighbour): Promise<void> {
-    const { client, logger } = this.#deps;
-    const { record, stop } = neighbour;
-    try {
-      const capability = this.#capability ?? '';
-      for await (const changes of client.residency(record, this.layer, capability, this.#map.spanCount, stop.signal)) {
-        for (const { span, has } of changes) this.#picker.mark(record.node, span, has);
-        if (changes.length > 0) this.#pumpSoon();
-      }
-    } catch (error) {
-      if (!stop.signal.aborted) logger.debug({ err: error, node: record.node }, 'A neighbour is lost');
-    }
-    if (this.#neighbours.get(record.node) === neighbour) this.#drop(record.node);
-  }
-
-  #drop(node: string): void {
-    const neighbour = this.#neighbours.get(node);
-    if (neighbour === undefined) return;
-    this.#neighbours.delete(node);
-    this.#picker.removeNeighbour(node);
-    neighbour.stop.abort(new Error('No neighbour any more'));
-    this.#pumpSoon();
   }
 
   // Working
@@ -499,8 +469,8 @@ export class Swarm {
     if (error instanceof PeerError && error.code === 'malformed') {
       this.#deps.badPeers.block(node, performance.now());
       this.#deps.metrics.badPeers.inc();
-      this.#drop(node);
-    } else if (++neighbour.failures >= 2) this.#drop(node);
+      this.#neighbours.drop(node);
+    } else if (++neighbour.failures >= 2) this.#neighbours.drop(node);
     return error instanceof PeerError ? error.code : 'failed';
   }
 
@@ -540,11 +510,12 @@ export class Swarm {
         ({ leased, elsewhere }) => {
           this.#leased(leased);
           for (const { span, from } of elsewhere) {
-            for (const record of from) {
-              this.#addNeighbour(record);
-              // It may still be fetching it: then it lets us wait.
-              this.#picker.mark(record.node, span, true);
-            }
+            const usable = from.filter((record) => this.#neighbours.add(record));
+            // It may still be fetching it: then it lets us wait.
+            for (const { node } of usable) this.#picker.mark(node, span, true);
+            const lost = usable.length === 0 && this.#picker.isWanted(span);
+            // Whoever has it has gone, or is blocked.
+            if (lost) this.#track(this.#readFrom(span, 'lost'));
           }
           this.#pumpSoon();
         },

@@ -1,0 +1,100 @@
+import type { Digest } from '#shared/digest/digest.ts';
+import type { NodeRecord } from '#shared/distribution/messages.ts';
+import type { Logger } from '#shared/telemetry/logger.ts';
+import type { BadPeers } from './bad-peers.ts';
+import type { PeerClient } from './peer-client.ts';
+import type { SpanPicker } from './span-picker.ts';
+
+export interface Neighbour {
+  readonly record: NodeRecord;
+  readonly stop: AbortController;
+  /** Transfers in a row that failed. */
+  failures: number;
+}
+
+const MAX_NEIGHBOURS = 40;
+/** One that was lost is not asked again before this. */
+const AVOID_MS = 5_000;
+
+export interface NeighbourhoodOptions {
+  /** This node. */
+  readonly self: string;
+  readonly layer: Digest;
+  readonly spanCount: number;
+  readonly picker: SpanPicker<string>;
+  readonly client: PeerClient;
+  readonly badPeers: BadPeers;
+  readonly capability: () => string | undefined;
+  /** What the neighbours have has changed. */
+  readonly changed: () => void;
+  readonly logger: Logger;
+}
+
+/** The nodes that one layer is shared with: follows what each of them has, and tells the picker. */
+export class Neighbourhood {
+  readonly #options: NeighbourhoodOptions;
+  readonly #neighbours = new Map<string, Neighbour>();
+  readonly #avoided = new Map<string, number>();
+  readonly #running = new Set<Promise<void>>();
+  #closed = false;
+
+  constructor(options: NeighbourhoodOptions) {
+    this.#options = options;
+  }
+
+  get size(): number {
+    return this.#neighbours.size;
+  }
+
+  get(node: string): Neighbour | undefined {
+    return this.#neighbours.get(node);
+  }
+
+  /** False: it cannot be one, or was lost a moment ago. */
+  add(record: NodeRecord): boolean {
+    const { self, badPeers, picker } = this.#options;
+    const { node } = record;
+    if (this.#neighbours.has(node)) return true;
+    const now = performance.now();
+    if (node === self || this.#closed || this.#neighbours.size >= MAX_NEIGHBOURS) return false;
+    if (badPeers.isBlocked(node, now) || (this.#avoided.get(node) ?? 0) > now) return false;
+    this.#avoided.delete(node);
+    const neighbour = { record, stop: new AbortController(), failures: 0 };
+    this.#neighbours.set(node, neighbour);
+    picker.addNeighbour(node);
+    const following = this.#follow(neighbour);
+    this.#running.add(following);
+    void following.finally(() => this.#running.delete(following));
+    return true;
+  }
+
+  drop(node: string): void {
+    const neighbour = this.#neighbours.get(node);
+    if (neighbour === undefined) return;
+    this.#neighbours.delete(node);
+    this.#avoided.set(node, performance.now() + AVOID_MS);
+    this.#options.picker.removeNeighbour(node);
+    neighbour.stop.abort(new Error('No neighbour any more'));
+    this.#options.changed();
+  }
+
+  async close(): Promise<void> {
+    this.#closed = true;
+    for (const { stop } of this.#neighbours.values()) stop.abort(new Error('The swarm is closing'));
+    await Promise.allSettled(this.#running);
+  }
+
+  async #follow(neighbour: Neighbour): Promise<void> {
+    const { client, layer, spanCount, picker, capability, changed, logger } = this.#options;
+    const { record, stop } = neighbour;
+    try {
+      for await (const changes of client.residency(record, layer, capability() ?? '', spanCount, stop.signal)) {
+        for (const { span, has } of changes) picker.mark(record.node, span, has);
+        if (changes.length > 0) changed();
+      }
+    } catch (error) {
+      if (!stop.signal.aborted) logger.debug({ err: error, node: record.node }, 'A neighbour is lost');
+    }
+    if (this.#neighbours.get(record.node) === neighbour) this.drop(record.node);
+  }
+}
