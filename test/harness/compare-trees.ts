@@ -7,7 +7,11 @@ const SHOWN = 40;
 const VALUE_CHARS = 200;
 
 /** Files of eStargz's own, which an ordinary unpack leaves in the rootfs. */
-const TOC_FILES = new Set(['.prefetch.landmark', '.no.prefetch.landmark', 'stargz.index.json']);
+export const TOC_FILES: ReadonlySet<string> = new Set([
+  '.prefetch.landmark',
+  '.no.prefetch.landmark',
+  'stargz.index.json',
+]);
 
 export interface CompareOptions {
   /** The expected tree was unpacked from eStargz layers by a program that does not know the format. */

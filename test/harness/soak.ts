@@ -3,6 +3,7 @@ import { mkdir, writeFile } from 'node:fs/promises';
 import { createInterface } from 'node:readline';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { TOC_FILES } from './compare-trees.ts';
 import type { RunningContainer } from './containerd.ts';
 import { disposeOnInterrupt } from './interrupt.ts';
 import type { TestNode } from './node.ts';
@@ -110,6 +111,7 @@ function roundsOf(container: RunningContainer): number {
 /** Lines as sha256sum takes them; names that it would have to escape are left out. */
 function digestLines(tree: ReadonlyMap<string, TreeEntry>): string[] {
   return [...tree.values()]
+    .filter((entry) => !TOC_FILES.has(entry.path))
     .filter((entry) => entry.sha256 !== undefined && /^[\x20-\x5b\x5d-\x7e]+$/.test(entry.path))
     .map((entry) => `${entry.sha256}  ${entry.path}`);
 }
