@@ -18,6 +18,8 @@ import { WorkerError, type WorkerPool } from './worker-pool.ts';
 
 /** Residency is written this long after the first span that it does not have yet. A kill -9 in between costs a fetch. */
 const FLUSH_MS = 50;
+/** Threads that end under a layer's spans until its readers get an error: one may be bad luck of others, more are its own. */
+const MAX_CRASHES = 3;
 /** The map of a complete layer is only for peers: it goes when they have not asked for this long. */
 const MAP_MS = 10_000;
 
@@ -61,6 +63,7 @@ export class Layer implements FetchTarget, LayerFile {
   #synced = false;
   /** Users of the file descriptor: it must not be closed, and its number not be reused, under a worker that writes to it. */
   #pins = 0;
+  #crashes = 0;
   #unpinned: (() => void) | undefined;
   #closed = false;
 
@@ -188,6 +191,7 @@ export class Layer implements FetchTarget, LayerFile {
     } catch (error) {
       if (!(error instanceof WorkerError)) throw error;
       if (error.code === 'closed') throw new LayerReadError('closed', error.message, { cause: error });
+      if (error.code === 'crashed' && this.#crashes++ < MAX_CRASHES) return 'retry';
       if (error.code !== 'ENOSPC' && error.code !== 'EDQUOT') {
         throw new LayerReadError('broken', `Cannot keep span ${span} of ${this.layer}: ${error.message}`, {
           cause: error,

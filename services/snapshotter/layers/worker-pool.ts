@@ -164,6 +164,8 @@ export class WorkerPool {
     });
     worker.on('error', (cause) => {
       // Out of memory on one layer must not take the agent, nor the other layers, with it.
+      // Until it has exited it must get no other job.
+      slot.ending = true;
       slot.job?.reject(new WorkerError('crashed', `A layer worker ended: ${String(cause)}`, { cause }));
       slot.job = undefined;
     });
