@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { fileURLToPath } from 'node:url';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { test } from 'node:test';
 import { TestNode } from '#test/harness/node.ts';
@@ -6,8 +7,10 @@ import { TestRegistry } from '#test/harness/registry.ts';
 import { freePort, isListening } from '#test/harness/server-process.ts';
 import { TempFolder } from '#test/harness/temp-folder.ts';
 import { tinyImage, tinyProgram } from '#test/harness/tiny-image.ts';
+import { runTool } from '#test/images/tool.ts';
 
 const skip = process.getuid?.() === 0 ? false : 'needs root';
+const FLAGS = ['--disable-warning=ExperimentalWarning'];
 const TOKEN = 'token-of-the-test-platform';
 
 test('one process takes events, indexes what is pushed or deployed and pulls it, with no server beside it', {
@@ -56,21 +59,11 @@ test('one process takes events, indexes what is pushed or deployed and pulls it,
     const old = await node.kindling.killAgent();
     await node.kindling.untilServing(old, signal);
     const second = await registry.push(deployed, 'team/later', 'v1', signal);
-    const event = {
-      specversion: '1.0',
-      id: 'deploy-1',
-      source: 'https://platform.example',
-      type: 'function.deployed',
-      data: { function: 'later', image: second },
-    };
     await until(async () => await isListening({ port }), signal, node);
-    const answer = await fetch(`${url}/events`, {
-      method: 'POST',
-      headers: { authorization: `Bearer ${TOKEN}`, 'content-type': 'application/cloudevents+json' },
-      body: JSON.stringify(event),
-      signal,
-    });
-    assert.equal(answer.status, 202, await answer.text());
+    const main = fileURLToPath(new URL('../../services/cli/main.ts', import.meta.url));
+    const gateway = ['--gateway', `http://127.0.0.1:${port}`];
+    const env = { ...process.env, KINDLING_GATEWAY_TOKENS: TOKEN };
+    await runTool(process.execPath, [...FLAGS, main, 'deploy', ...gateway, second], signal, { env });
     await until(async () => await hasImage(node, second, signal), signal, node);
     const later = await node.containerd.run(second, { snapshotter: 'kindling' }, signal);
     assert.equal(later.output, 'deployed\n', node.kindling.log);

@@ -4,11 +4,13 @@ import { SettingsError } from '#shared/config/settings.ts';
 import { subjectOf, toBus, fromBus, type ImageIndexed } from '#shared/events/image-events.ts';
 import { formatReference, parseReference } from '#shared/registry/reference.ts';
 import { clusterAccess } from '../cluster-access.ts';
+import { sendToGateway } from '../gateway-access.ts';
 import { untilInterrupted } from '../until-interrupted.ts';
 
 interface Flags {
   readonly function?: string;
   readonly nats?: string;
+  readonly gateway?: string;
   readonly wait?: true;
   readonly timeout: string;
   readonly json?: true;
@@ -23,7 +25,11 @@ export function command(): Command {
     .argument('<image>', 'image to deploy')
     .option('--function <name>', 'name of the function (default: the repository)')
     .option('--nats <url>', 'NATS server of the cluster (default: $NATS_URL)')
-    .option('--wait', 'wait until the image is indexed')
+    .option(
+      '--gateway <url>',
+      'send it to this gateway instead, such as http://127.0.0.1:8460, with the first token of $KINDLING_GATEWAY_TOKENS',
+    )
+    .option('--wait', 'wait until the image is indexed; not with --gateway')
     .option('--timeout <seconds>', 'how long to wait at most', '600')
     .option('--json', 'print as JSON')
     .action(async (image: string, flags: Flags) => {
@@ -33,15 +39,22 @@ export function command(): Command {
 
 async function deploy(image: string, flags: Flags, signal: AbortSignal): Promise<void> {
   const reference = parseReference(image);
+  const id = randomUUID();
+  const name = formatReference(reference);
+  const data = { function: flags.function ?? reference.path, image: name };
+  const event = { type: 'function.deployed', id, source: 'kindling/cli', data } as const;
+  if (flags.gateway !== undefined) {
+    await sendToGateway(flags.gateway, gatewayToken(), event, signal);
+    print(flags, { id, ...data }, `${name} is announced (event ${id})`);
+    return;
+  }
   const opened = await clusterAccess(flags.nats);
   if (opened === undefined) {
     throw new SettingsError(
-      'Cannot deploy: tell the NATS server of the cluster with --nats or NATS_URL; on a single node use "kindling pull"',
+      'Cannot deploy: tell the NATS server of the cluster with --nats or NATS_URL, or a gateway with --gateway; on a single node "kindling pull" does the same',
     );
   }
   await using bus = opened;
-  const id = randomUUID();
-  const name = formatReference(reference);
   const indexed = Promise.withResolvers<ImageIndexed>();
   // Before the event: its answer must not pass unseen.
   await using _answers = flags.wait
@@ -50,8 +63,7 @@ async function deploy(image: string, flags: Flags, signal: AbortSignal): Promise
         if (data.image === name && data.cause === 'deploy') indexed.resolve(data);
       })
     : undefined;
-  const data = { function: flags.function ?? reference.path, image: name };
-  await bus.events.publish(toBus({ type: 'function.deployed', id, source: 'kindling/cli', data }, new Date()), signal);
+  await bus.events.publish(toBus(event, new Date()), signal);
   if (!flags.wait) {
     print(flags, { id, ...data }, `${name} is announced (event ${id})`);
     return;
@@ -77,6 +89,13 @@ async function deploy(image: string, flags: Flags, signal: AbortSignal): Promise
   for (const layer of done.layers) {
     if (layer.state === 'not-lazy' && flags.json !== true) console.log(`  ${layer.layer}: ${layer.reason ?? ''}`);
   }
+}
+
+/** Of the environment, where no other user of the machine reads it. */
+function gatewayToken(): string {
+  const token = (process.env['KINDLING_GATEWAY_TOKENS'] ?? '').split(',')[0]?.trim() ?? '';
+  if (token !== '') return token;
+  throw new SettingsError('Cannot deploy: KINDLING_GATEWAY_TOKENS has no token for the gateway');
 }
 
 function print(flags: Flags, value: object, text: string): void {
