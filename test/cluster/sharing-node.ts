@@ -26,6 +26,7 @@ export interface SharingNodeOptions {
   readonly env?: Readonly<Record<string, string>>;
   readonly credentials?: CredentialSource;
   readonly logger?: Logger;
+  readonly plainHttpHosts?: readonly string[];
 }
 
 export interface LayerReference {
@@ -69,7 +70,10 @@ export class SharingNode implements AsyncDisposable {
     const logger = options.logger ?? silentLogger;
     await using closing = new AsyncDisposableStack();
     const metrics = new Registry();
-    const registry = new RegistryClient(options.credentials === undefined ? {} : { credentials: options.credentials });
+    const registry = new RegistryClient({
+      plainHttpHosts: options.plainHttpHosts ?? [],
+      ...(options.credentials === undefined ? {} : { credentials: options.credentials }),
+    });
     closing.defer(() => registry.close());
     const source = new RegistrySource(registry);
     const holder = new LayerHolder();

@@ -1,0 +1,256 @@
+import { writeFile } from 'node:fs/promises';
+import { request } from 'node:http';
+import { text } from 'node:stream/consumers';
+import { ServerProcess, isListening } from '#test/harness/server-process.ts';
+import { TempFolder } from '#test/harness/temp-folder.ts';
+import { TestRegistry } from '#test/harness/registry.ts';
+import { Network, type Host, type Link } from './network.ts';
+import type { SharedLayer } from './shared-layer.ts';
+import type { LayerReference } from './sharing-node.ts';
+
+export interface Fetched {
+  /** Bytes of the layer by where they came from. */
+  readonly registry: number;
+  readonly peer: number;
+  readonly errors: number;
+  /** Of the layer image as a reader sees it. */
+  readonly digest: string;
+  /** Whether the distributor answers. */
+  readonly up: boolean;
+}
+
+export interface ClusterOptions {
+  readonly nodes: number;
+  readonly link: Link;
+  readonly registryLink?: Link;
+  readonly layers: readonly SharedLayer[];
+  /** Replicas of the distributor; 0 = none, so that every node goes to the registry. */
+  readonly distributors?: number;
+}
+
+const NODE = new URL('./node-main.ts', import.meta.url).pathname;
+const DISTRIBUTOR = new URL('../../services/distributor/main.ts', import.meta.url).pathname;
+const FLAGS = ['--disable-warning=ExperimentalWarning', '--max-semi-space-size=4'];
+
+/** NATS, Redis, distributors, a registry and nodes, all real processes, each with its own shaped link. */
+export class TestCluster implements AsyncDisposable {
+  readonly network: Network;
+  readonly nodes: readonly ClusterNode[];
+  readonly distributors: readonly ServerProcess[];
+  readonly registry: Host;
+  readonly #services: Host;
+  readonly #folder: TempFolder;
+  readonly #closing: AsyncDisposableStack;
+  #nats: ServerProcess;
+  #redis: ServerProcess;
+
+  private constructor(parts: Parts, closing: AsyncDisposableStack) {
+    this.network = parts.network;
+    this.nodes = parts.nodes;
+    this.distributors = parts.distributors;
+    this.registry = parts.registry;
+    this.#services = parts.services;
+    this.#folder = parts.folder;
+    this.#nats = parts.nats;
+    this.#redis = parts.redis;
+    this.#closing = closing;
+  }
+
+  static async start(options: ClusterOptions, signal: AbortSignal): Promise<TestCluster> {
+    await using closing = new AsyncDisposableStack();
+    const folder = closing.use(await TempFolder.create('kc'));
+    await pushAll(folder.path, options.layers, signal);
+    const network = closing.use(await Network.create(signal));
+    const services = await network.host({}, signal);
+    const registry = await network.host(options.registryLink ?? options.link, signal);
+    const nats = closing.use(await startNats(services, folder.join('nats'), signal));
+    const redis = closing.use(await startRedis(services, signal));
+    closing.use(await startRegistry(registry, folder.path, signal));
+    const distributors = await Promise.all(
+      Array.from({ length: options.distributors ?? 1 }, async () =>
+        closing.use(await startDistributor(services, registry, signal)),
+      ),
+    );
+    const nodes: ClusterNode[] = [];
+    for (let i = 0; i < options.nodes; i++) {
+      const host = await network.host(options.link, signal);
+      nodes.push(new ClusterNode(host, `n${i}`, folder.path, natsUrl(services), `${registry.address}:5000`));
+    }
+    for (const node of nodes) closing.use(node);
+    await Promise.all(nodes.map(async (node) => await node.start(signal)));
+    const parts = { network, services, registry, nats, redis, distributors, nodes, folder };
+    return new TestCluster(parts, closing.move());
+  }
+
+  reference({ digest, sizeBytes, mediaType, annotations }: SharedLayer): LayerReference {
+    return { image: `${this.registry.address}:5000/app:latest`, digest, sizeBytes, mediaType, annotations };
+  }
+
+  /** Bytes that have left the registry's host. */
+  async registryBytes(signal: AbortSignal): Promise<number> {
+    return await this.registry.bytesSent(signal);
+  }
+
+  killNats(): void {
+    this.#nats.kill('SIGKILL');
+  }
+
+  async restartNats(signal: AbortSignal): Promise<void> {
+    await this.#nats[Symbol.asyncDispose]();
+    this.#nats = this.#closing.use(await startNats(this.#services, this.#folder.join('nats'), signal));
+  }
+
+  /** Kills Redis and starts an empty one. */
+  async restartRedis(signal: AbortSignal): Promise<void> {
+    this.#redis.kill('SIGKILL');
+    await this.#redis[Symbol.asyncDispose]();
+    this.#redis = this.#closing.use(await startRedis(this.#services, signal));
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#closing.disposeAsync();
+  }
+}
+
+interface Parts {
+  readonly network: Network;
+  readonly services: Host;
+  readonly registry: Host;
+  readonly nats: ServerProcess;
+  readonly redis: ServerProcess;
+  readonly distributors: readonly ServerProcess[];
+  readonly nodes: readonly ClusterNode[];
+  readonly folder: TempFolder;
+}
+
+/** One node's process, and orders to it. */
+export class ClusterNode implements AsyncDisposable {
+  readonly host: Host;
+  readonly #name: string;
+  readonly #folder: string;
+  readonly #args: readonly string[];
+  #process: ServerProcess | undefined;
+
+  constructor(host: Host, name: string, folder: string, nats: string, registry: string) {
+    this.host = host;
+    this.#name = name;
+    this.#folder = folder;
+    this.#args = [...FLAGS, NODE, folder, name, nats, host.address, registry];
+  }
+
+  get log(): string {
+    return this.#process?.log ?? '';
+  }
+
+  async start(signal: AbortSignal): Promise<void> {
+    const path = `${this.#folder}/${this.#name}.sock`;
+    const ready = async () => await isListening({ path });
+    this.#process = await this.host.serve(
+      { name: this.#name, program: process.execPath, args: this.#args, ready, env: plainEnvironment() },
+      signal,
+    );
+  }
+
+  kill(): void {
+    this.#process?.kill('SIGKILL');
+  }
+
+  provide(layer: LayerReference, signal: AbortSignal): Promise<Fetched> {
+    return this.#ask('/provide', layer, signal);
+  }
+
+  fetchAll(layer: LayerReference, signal: AbortSignal): Promise<Fetched> {
+    return this.#ask('/fetch', layer, signal);
+  }
+
+  figures(layer: LayerReference, signal: AbortSignal): Promise<Fetched> {
+    return this.#ask('/figures', layer, signal);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#process?.[Symbol.asyncDispose]();
+  }
+
+  async #ask(path: string, layer: LayerReference, signal: AbortSignal): Promise<Fetched> {
+    const socketPath = `${this.#folder}/${this.#name}.sock`;
+    const answer = await new Promise<{ readonly status: number; readonly body: string }>((resolve, reject) => {
+      const sent = request({ socketPath, path, method: 'POST', signal }, (response) => {
+        text(response).then((body) => resolve({ status: response.statusCode ?? 0, body }), reject);
+      });
+      sent.on('error', reject);
+      sent.end(JSON.stringify(layer));
+    });
+    if (answer.status !== 200) throw new Error(`${this.#name} cannot ${path}: ${answer.body}\n${this.log}`);
+    return JSON.parse(answer.body) as Fetched;
+  }
+}
+
+function natsUrl(services: Host): string {
+  return `nats://${services.address}:4222`;
+}
+
+function plainEnvironment(extra: Readonly<Record<string, string>> = {}): NodeJS.ProcessEnv {
+  const env = Object.entries(process.env).filter(([name]) => !name.startsWith('KINDLING_'));
+  return { ...Object.fromEntries(env), ...extra };
+}
+
+/** Whether something on the host listens; asked from within its namespace. */
+function listening(host: Host, port: number): () => Promise<boolean> {
+  return async () => await host.isListening(port, AbortSignal.timeout(5_000));
+}
+
+async function startNats(host: Host, folder: string, signal: AbortSignal): Promise<ServerProcess> {
+  const args = ['-a', host.address, '-p', '4222', '-js', '-sd', folder];
+  return await host.serve({ name: 'nats', program: 'nats-server', args, ready: listening(host, 4222) }, signal);
+}
+
+async function startRedis(host: Host, signal: AbortSignal): Promise<ServerProcess> {
+  const args = ['--port', '6379', '--bind', host.address, '--save', '', '--protected-mode', 'no'];
+  return await host.serve({ name: 'redis', program: 'redis-server', args, ready: listening(host, 6379) }, signal);
+}
+
+async function startDistributor(host: Host, registry: Host, signal: AbortSignal): Promise<ServerProcess> {
+  const env = plainEnvironment({
+    NATS_URL: natsUrl(host),
+    REDIS_URL: `redis://${host.address}:6379`,
+    KINDLING_DISTRIBUTOR_REGISTRIES: `${registry.address}:5000`,
+    KINDLING_PLAIN_HTTP_REGISTRIES: `${registry.address}:5000`,
+  });
+  const server: { it?: ServerProcess } = {};
+  const args = [...FLAGS, DISTRIBUTOR];
+  server.it = await host.serve(
+    { name: 'distributor', program: process.execPath, args, env, ready: () => Promise.resolve(true) },
+    signal,
+  );
+  return server.it;
+}
+
+async function startRegistry(host: Host, folder: string, signal: AbortSignal): Promise<ServerProcess> {
+  const config = {
+    version: '0.1',
+    log: { level: 'error', accesslog: { disabled: true } },
+    storage: { filesystem: { rootdirectory: `${folder}/data` } },
+    http: { addr: `${host.address}:5000` },
+  };
+  await writeFile(`${folder}/registry-host.yml`, JSON.stringify(config));
+  const env: NodeJS.ProcessEnv = { ...process.env, OTEL_TRACES_EXPORTER: 'none' };
+  const args = ['serve', `${folder}/registry-host.yml`];
+  const options = { name: 'registry', program: 'docker-registry', args, env, stopTimeoutMs: 3_000 };
+  return await host.serve({ ...options, ready: listening(host, 5000) }, signal);
+}
+
+/** Into the data that the registry will serve. */
+async function pushAll(folder: string, layers: readonly SharedLayer[], signal: AbortSignal): Promise<void> {
+  await using registry = await TestRegistry.start({ folder }, signal);
+  for (const { blob, digest } of layers) {
+    const url = `http://${registry.host}/v2/app/blobs/uploads/`;
+    const begun = await fetch(url, { method: 'POST', signal });
+    await begun.arrayBuffer();
+    const location = new URL(begun.headers.get('location') ?? '', url);
+    location.searchParams.set('digest', digest);
+    const headers = { 'content-type': 'application/octet-stream' };
+    const put = await fetch(location, { method: 'PUT', headers, body: new Uint8Array(blob), signal });
+    const answer = await put.text();
+    if (!put.ok) throw new Error(`Cannot push ${digest}: ${put.status} ${answer}`);
+  }
+}
