@@ -270,7 +270,8 @@ test('a layer whose own files were damaged is made anew, or left out; the others
   const { store } = setup(blobs, { folder: before.dataDir });
   await store.start(never);
   assert.deepEqual([...store.layers.keys()].sort(), [whole.layer, mapless.layer].sort());
-  for (const blob of [whole, mapless]) await store.mountOf(blob.layer, never);
+  await store.mountOf(whole.layer, never);
+  await Promise.all([store.mountOf(mapless.layer, never), store.provide(mapless.request(), never)]);
   await assert.rejects(store.mountOf(recordless.layer, never), { name: 'NotLazyError' });
   await store.provide(recordless.request(), never);
   for (const blob of blobs) await readWhole(store, blob);

@@ -62,6 +62,7 @@ export class LayerStore implements LayerFiles, LayerProvider {
   readonly #layers = new Map<Digest, Layer>();
   readonly #byName = new Map<string, Layer>();
   readonly #byInode = new Map<bigint, Layer>();
+  readonly #removing = new Map<Digest, Promise<void>>();
   readonly #building = new Map<Digest, Promise<Layer>>();
   /** Calls of `provide` and `mountOf` under way, per layer: such a layer is not evicted. */
   readonly #wanted = new Map<Digest, number>();
@@ -187,7 +188,7 @@ export class LayerStore implements LayerFiles, LayerProvider {
     this.#scheduler.noteActivity();
     return await this.#using(request.layer, async () => {
       try {
-        const layer = await this.#obtain(request, signal);
+        const layer = await this.#sound(await this.#obtain(request, signal), signal);
         await layer.addRequest(request);
         const path = await this.#mount(layer, signal);
         this.#fill(layer);
@@ -219,15 +220,7 @@ export class LayerStore implements LayerFiles, LayerProvider {
         );
       }
       this.#scheduler.noteActivity();
-      try {
-        if (!layer.complete) await layer.open();
-      } catch (error) {
-        const [request] = layer.requests;
-        if (request === undefined || !(error instanceof LayerReadError)) throw error;
-        this.#options.logger.warn({ layer: digest, err: error }, 'A layer is damaged: it is made anew');
-        await this.#remove(layer);
-        layer = await this.#obtain(request, signal);
-      }
+      layer = await this.#sound(layer, signal);
       const path = await this.#mount(layer, signal);
       this.#fill(layer);
       return path;
@@ -286,6 +279,22 @@ export class LayerStore implements LayerFiles, LayerProvider {
     this.#byInode.set(layer.inode, layer);
   }
 
+  /** The layer, or the same made anew where its files were damaged when the machine went down. */
+  async #sound(layer: Layer, signal: AbortSignal): Promise<Layer> {
+    if (layer.complete) return layer;
+    try {
+      await layer.open();
+      return layer;
+    } catch (error) {
+      const [request] = layer.requests;
+      if (request === undefined || !(error instanceof LayerReadError) || error.code !== 'broken') throw error;
+      this.#options.logger.warn({ layer: layer.layer, err: error }, 'A layer is damaged: it is made anew');
+      // Of several callers the first removes it; the others find the new one, or join in making it.
+      if (this.#layers.get(layer.layer) === layer) await this.#remove(layer);
+      return await this.#obtain(request, signal);
+    }
+  }
+
   /** The layer, built if it is not here; callers at the same time share the work, which none of them can cancel. */
   async #obtain(request: LayerRequest, signal: AbortSignal): Promise<Layer> {
     const known = this.#layers.get(request.layer);
@@ -302,6 +311,8 @@ export class LayerStore implements LayerFiles, LayerProvider {
     const signal = this.#stopping.signal;
     const { record, folder, downloadedBytes, isNews } = await this.#builder.build(request, signal);
     this.#options.statistics.built(request.layer, downloadedBytes);
+    // What is being taken away must not take the new folder with it.
+    await this.#removing.get(request.layer);
     await this.#directory.publish(folder, record);
     const layer = new Layer(await this.#directory.load(request.layer, true, signal), this.#context);
     this.#add(layer);
@@ -362,6 +373,16 @@ export class LayerStore implements LayerFiles, LayerProvider {
   }
 
   async #remove(layer: Layer): Promise<void> {
+    const removed = this.#removeFiles(layer);
+    this.#removing.set(layer.layer, removed);
+    try {
+      await removed;
+    } finally {
+      this.#removing.delete(layer.layer);
+    }
+  }
+
+  async #removeFiles(layer: Layer): Promise<void> {
     this.#layers.delete(layer.layer);
     for (const listener of this.#removedListeners) listener(layer.layer);
     this.#byName.delete(layer.name);

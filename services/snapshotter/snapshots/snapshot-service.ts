@@ -254,7 +254,7 @@ export class SnapshotService {
   async #rootsOf(snapshot: StoredSnapshot, signal: AbortSignal): Promise<readonly string[]> {
     if (snapshot.layer === undefined) return [this.#folders.fs(snapshot.id)];
     try {
-      const path = await this.#layers.mountOf(snapshot.layer, signal);
+      const path = await this.#pathOf(snapshot, snapshot.layer, signal);
       return snapshot.hasCover ? [this.#folders.cover(snapshot.id), path] : [path];
     } catch (cause) {
       if (!(cause instanceof NotLazyError)) throw cause;
@@ -263,6 +263,18 @@ export class SnapshotService {
         `Cannot mount layer ${snapshot.layer} of snapshot ${JSON.stringify(snapshot.name)}: ${cause.message}`,
         { cause },
       );
+    }
+  }
+
+  async #pathOf(snapshot: StoredSnapshot, layer: Digest, signal: AbortSignal): Promise<string> {
+    try {
+      return await this.#layers.mountOf(layer, signal);
+    } catch (error) {
+      // The cache may have lost the layer (a power cut, a hand); the labels still say where it came from, and it is the same again.
+      const remote = error instanceof NotLazyError ? remoteRequest(snapshot.labels) : undefined;
+      if (remote === undefined || remote.layer.layer !== layer) throw error;
+      this.#logger.warn({ layer, snapshot: snapshot.name, err: error }, 'a layer was lost: it is provided anew');
+      return (await this.#layers.provide(remote.layer, signal)).path;
     }
   }
 
