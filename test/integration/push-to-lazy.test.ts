@@ -23,10 +23,7 @@ test('an image that is pushed is ready to start on a node that did nothing else,
   await using nats = await TestNats.start(folder.join('nats'), signal);
   const port = await freePort();
   const url = `http://127.0.0.1:${port}/v1/registry-events`;
-  await using registry = await TestRegistry.start(
-    { folder: folder.path, notify: [{ url, token: TOKEN }] },
-    signal,
-  );
+  await using registry = await TestRegistry.start({ folder: folder.path, notify: [{ url, token: TOKEN }] }, signal);
   await using gateway = await startService(
     'gateway',
     {
