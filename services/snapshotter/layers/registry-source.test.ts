@@ -118,3 +118,31 @@ test('a layer without a repository says so', async () => {
     { name: 'NoOriginError' },
   );
 });
+
+test('a registry that says nothing is left for the next one', async () => {
+  const map = mapOf([
+    [0, 100],
+    [100, 200],
+  ]);
+  const source = new RegistrySource(
+    {
+      async *blobRange(repository, _digest, start, end, signal) {
+        if (repository === 'silent.example/a') {
+          yield blob.subarray(start, start + 100);
+          await new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason as Error)));
+        }
+        yield await Promise.resolve(blob.subarray(start, end));
+      },
+    },
+    { silentMs: 20 },
+  );
+  const got: number[] = [];
+  await source.fetch(requestOf(map, ['silent.example/a', 'here.example/a']), (span) => got.push(span), never);
+  assert.deepEqual(got, [0, 1]);
+  await assert.rejects(
+    source.fetch(requestOf(map, ['silent.example/a']), () => {}, never),
+    {
+      name: 'SilentRegistryError',
+    },
+  );
+});

@@ -12,6 +12,14 @@ export interface BlobRanges {
   ): AsyncIterable<Uint8Array>;
 }
 
+/** A reader that waits must not wait for a connection that says nothing; the registry client itself is more patient. */
+const SILENT_MS = 10_000;
+
+export class SilentRegistryError extends Error {
+  override readonly name = 'SilentRegistryError';
+  readonly code = 'silent';
+}
+
 export class NoOriginError extends Error {
   override readonly name = 'NoOriginError';
   readonly code = 'no-origin';
@@ -21,9 +29,11 @@ export class NoOriginError extends Error {
 export class RegistrySource implements SpanSource {
   readonly name = 'registry';
   readonly #client: BlobRanges;
+  readonly #silentMs: number;
 
-  constructor(client: BlobRanges) {
+  constructor(client: BlobRanges, options: { readonly silentMs?: number } = {}) {
     this.#client = client;
+    this.#silentMs = options.silentMs ?? SILENT_MS;
   }
 
   async fetch(
@@ -69,22 +79,41 @@ export class RegistrySource implements SpanSource {
     let position = map.blobStart(span);
     /** Of the spans from `span` on that have begun: they touch, or share a byte where a checkpoint lies inside one. */
     const begun: Uint8Array[] = [];
-    for await (const chunk of this.#client.blobRange(repository, request.layer, position, map.blobEnd(last), signal)) {
-      const chunkEnd = position + chunk.length;
-      for (let at = span; at <= last && map.blobStart(at) < chunkEnd; at++) {
-        const start = map.blobStart(at);
-        const end = map.blobEnd(at);
-        // A buffer of its own, so that it can be handed to a decoder's thread without a copy.
-        const bytes = (begun[at - span] ??= Buffer.allocUnsafeSlow(end - start));
-        const from = Math.max(start, position);
-        const to = Math.min(end, chunkEnd);
-        if (to > from) bytes.set(chunk.subarray(from - position, to - position), from - start);
+    const silence = new AbortController();
+    const given = `Cannot read ${request.layer} from ${repository}: nothing came for ${this.#silentMs} ms`;
+    const timer = setTimeout(() => silence.abort(new SilentRegistryError(given)), this.#silentMs);
+    const either = AbortSignal.any([signal, silence.signal]);
+    try {
+      for await (const chunk of this.#client.blobRange(
+        repository,
+        request.layer,
+        position,
+        map.blobEnd(last),
+        either,
+      )) {
+        timer.refresh();
+        const chunkEnd = position + chunk.length;
+        for (let at = span; at <= last && map.blobStart(at) < chunkEnd; at++) {
+          const start = map.blobStart(at);
+          const end = map.blobEnd(at);
+          // A buffer of its own, so that it can be handed to a decoder's thread without a copy.
+          const bytes = (begun[at - span] ??= Buffer.allocUnsafeSlow(end - start));
+          const from = Math.max(start, position);
+          const to = Math.min(end, chunkEnd);
+          if (to > from) bytes.set(chunk.subarray(from - position, to - position), from - start);
+        }
+        position = chunkEnd;
+        while (span <= last && map.blobEnd(span) <= position) {
+          const bytes = begun.shift() ?? new Uint8Array(0);
+          deliver(span++, bytes);
+        }
       }
-      position = chunkEnd;
-      while (span <= last && map.blobEnd(span) <= position) {
-        const bytes = begun.shift() ?? new Uint8Array(0);
-        deliver(span++, bytes);
-      }
+    } catch (error) {
+      signal.throwIfAborted();
+      silence.signal.throwIfAborted();
+      throw error;
+    } finally {
+      clearTimeout(timer);
     }
   }
 }
