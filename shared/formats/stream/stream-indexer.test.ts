@@ -60,11 +60,11 @@ function tarOf(files: readonly (readonly [string, Buffer])[]): Buffer {
 const noise = createHash('shake256', { outputLength: 600_000 }).update('noise').digest();
 const files = [
   ['empty', Buffer.alloc(0)],
-  ['text', text(3_000_000, 1)],
-  ['zeros', Buffer.alloc(2_500_000)],
+  ['text', text(1_900_000, 1)],
+  ['zeros', Buffer.alloc(1_700_000)],
   ['noise', noise],
-  ...Array.from({ length: 300 }, (_, at) => [`small/${at}`, text(1000 + at * 40, at + 7)] as const),
-  ['more', text(2_200_000, 3)],
+  ...Array.from({ length: 150 }, (_, at) => [`small/${at}`, text(1000 + at * 80, at + 7)] as const),
+  ['more', text(1_300_000, 3)],
 ] as const;
 const tar = tarOf(files);
 const payload = Buffer.concat(files.map(([, content]) => content));
@@ -136,10 +136,10 @@ const blobs: Readonly<Record<string, Buffer>> = {
   'gzip members': Buffer.concat(cutUp(tar, 300_000).map((part) => gzipSync(part))),
   'gzip small members': Buffer.concat(cutUp(tar, 5000).map((part) => gzipSync(part))),
   'gzip large and small members': Buffer.concat([
-    gzipSync(tar.subarray(0, 5_000_000)),
+    gzipSync(tar.subarray(0, 3_000_000)),
     gzipSync(Buffer.alloc(0)),
-    gzipSync(tar.subarray(5_000_000, 5_000_100)),
-    gzipSync(tar.subarray(5_000_100)),
+    gzipSync(tar.subarray(3_000_000, 3_000_100)),
+    gzipSync(tar.subarray(3_000_100)),
     Buffer.alloc(1000),
   ]),
   'gzip as pigz writes it': pigzLike(tar),
@@ -147,9 +147,9 @@ const blobs: Readonly<Record<string, Buffer>> = {
   'zstd of frames': Buffer.concat(cutUp(tar, 700_000).map((part) => zstdCompressSync(part))),
   'zstd of a large frame between small ones': Buffer.concat([
     zstdCompressSync(tar.subarray(0, 10_000)),
-    zstdCompressSync(tar.subarray(10_000, 9_000_000)),
+    zstdCompressSync(tar.subarray(10_000, 5_900_000)),
     Buffer.from('502a4d1803000000616263', 'hex'),
-    zstdCompressSync(tar.subarray(9_000_000)),
+    zstdCompressSync(tar.subarray(5_900_000)),
   ]),
   'plain tar': tar,
 };
@@ -163,7 +163,7 @@ describe('indexing a stream', () => {
         found.spans.reduce((sum, span) => sum + span.streamLength, 0),
         tar.length,
       );
-      assert.ok(found.spans.length > 2, `${found.spans.length} spans`);
+      assert.ok(found.spans.length > 1, `${found.spans.length} spans`);
       assert.ok(decodeAll(found, blob).equals(payload));
       const kept = encodeLayerIndex(found);
       assert.deepEqual(decodeLayerIndex(kept, found.layer), found);
