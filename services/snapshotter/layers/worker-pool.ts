@@ -95,6 +95,8 @@ export class WorkerPool {
         // Taken after its last job: a thread that is ended in a write would leave half of it unreported.
         await new Promise<void>((resolve) => {
           worker.once('exit', () => resolve());
+          // Nothing else may keep the process alive until the last write is done.
+          worker.ref();
           worker.postMessage({ kind: 'end' } satisfies WorkerJob);
         });
       }),
@@ -154,7 +156,7 @@ export class WorkerPool {
       const pending = slot.job;
       slot.job = undefined;
       slot.idleSinceMs = performance.now();
-      worker.unref();
+      if (!this.#closed) worker.unref();
       this.#reapLater();
       if (pending !== undefined) {
         if ('error' in answer) pending.reject(new WorkerError(answer.error.code, answer.error.message));
