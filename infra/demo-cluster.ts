@@ -5,6 +5,7 @@
  *
  * It is also the example to read for which process needs which settings.
  */
+import { resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
 import { TestNats } from '#test/harness/nats.ts';
@@ -18,7 +19,9 @@ import { startService } from '#test/harness/service-process.ts';
 import { TempFolder } from '#test/harness/temp-folder.ts';
 import { testImage } from '#test/images/image-cache.ts';
 import { recipeOf } from '#test/images/recipe.ts';
+import { runTool } from '#test/images/tool.ts';
 
+const KINDLING = resolve(import.meta.dirname, '../services/cli/kindling.sh');
 const TOKEN = 'a-token-of-at-least-16-characters';
 const PULLED_MS = 120_000;
 const MAX_NODES = 8;
@@ -100,6 +103,8 @@ async function demo(signal: AbortSignal): Promise<void> {
   console.log(
     `\n  the image has ${mebibytes(totalBytes)}; all nodes together took ${mebibytes(fromRegistry)} from the registry`,
   );
+  console.log('\nkindling cluster:\n');
+  console.log(await runTool(KINDLING, ['cluster', '--nats', nats.url], signal));
   say('removing everything');
 }
 
