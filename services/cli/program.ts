@@ -1,5 +1,5 @@
 import { access } from 'node:fs/promises';
-import { Command } from 'commander';
+import { Command, Help } from 'commander';
 import packageJson from '#package' with { type: 'json' };
 
 /** In the order of the help. Each is a file of `commands/`; only the one that runs is loaded. */
@@ -30,6 +30,13 @@ export async function createProgram(args: readonly string[]): Promise<Command> {
     .addHelpText('after', EXIT_CODES)
     // What stands behind the image of `run` belongs to the container.
     .enablePositionalOptions()
+    // That a list is empty at first is not worth a word.
+    .configureHelp({
+      optionDescription(option) {
+        const isEmptyList = Array.isArray(option.defaultValue) && option.defaultValue.length === 0;
+        return isEmptyList ? option.description : new Help().optionDescription(option);
+      },
+    })
     .exitOverride();
   const wanted = args.find((argument) => !argument.startsWith('-'));
   const names = COMMANDS.filter((name) => name === wanted);
