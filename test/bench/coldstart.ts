@@ -81,7 +81,11 @@ export async function run(
           const result =
             config === 'overlayfs'
               ? await measureOverlayfs(measurement, signal)
-              : await measureKindling(measurement, {}, signal);
+              : await measureKindling(
+                  measurement,
+                  config === 'gzip-indexed' ? { KINDLING_TRUSTED_INDEXES: '*' } : {},
+                  signal,
+                );
           measured.push({ image: recipe.name, config, network, round, imageBytes, ...result });
           console.log(
             `  ${network} round ${round + 1} ${config}: pull ${(result.pullMs / 1000).toFixed(2)} s, ready ${(result.readyMs / 1000).toFixed(2)} s, ${mebibytes(result.fetchedBytes)} of ${mebibytes(imageBytes)} MiB`,

@@ -20,6 +20,8 @@ export interface KindlingOptions {
 export interface ProcessMemory {
   readonly residentBytes: number;
   readonly peakBytes: number;
+  /** Pages shared with other processes counted by their share: node's own code is in every node process. */
+  readonly proportionalBytes: number;
 }
 
 export type PulledLayer = Extract<PullEvent, { kind: 'layer' }>;
@@ -210,7 +212,12 @@ async function startKeeper(options: KindlingOptions, signal: AbortSignal): Promi
 async function memoryOf(pid: number): Promise<ProcessMemory> {
   const status = await readFile(`/proc/${pid}/status`, 'utf8');
   const kibibytes = (name: string): number => Number(new RegExp(`^${name}:\\s+(\\d+) kB`, 'm').exec(status)?.[1] ?? 0);
-  return { residentBytes: kibibytes('VmRSS') * 1024, peakBytes: kibibytes('VmHWM') * 1024 };
+  const rollup = await readFile(`/proc/${pid}/smaps_rollup`, 'utf8');
+  return {
+    residentBytes: kibibytes('VmRSS') * 1024,
+    peakBytes: kibibytes('VmHWM') * 1024,
+    proportionalBytes: Number(/^Pss:\s+(\d+) kB/m.exec(rollup)?.[1] ?? 0) * 1024,
+  };
 }
 
 async function killLeftAgents(fuseFolder: string): Promise<void> {
