@@ -52,6 +52,10 @@ function layoutFolder(recipe: Recipe, variant: Variant): string {
   return join(imageCache(), 'images', `${recipe.name}-${key}-${variant}`);
 }
 
+export function isBuilt(name: string, variant: Variant): boolean {
+  return existsSync(layoutFolder(recipeOf(name), variant));
+}
+
 /** To be called under the lock only (main.ts). */
 export async function buildImage(name: string, variant: Variant, signal: AbortSignal): Promise<OciLayout> {
   const recipe = recipeOf(name);

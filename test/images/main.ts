@@ -5,7 +5,7 @@
 import { spawnSync } from 'node:child_process';
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
-import { VARIANTS, buildImage, imageCache, type Variant } from './image-cache.ts';
+import { VARIANTS, buildImage, imageCache, isBuilt, type Variant } from './image-cache.ts';
 import { RECIPES } from './recipe.ts';
 
 const words = process.argv.slice(2);
@@ -22,8 +22,11 @@ if (process.getuid?.() !== 0) {
   console.error('Cannot build test images: only root can (chroot, overlay)');
   process.exit(1);
 }
+const wanted = names.flatMap((name) =>
+  (variants.length > 0 ? variants : (['gzip-6'] satisfies Variant[])).map((variant) => ({ name, variant })),
+);
 // Builds share folders: one at a time on the machine.
-if (process.env['IMAGES_LOCKED'] !== '1') {
+if (!wanted.every(({ name, variant }) => isBuilt(name, variant)) && process.env['IMAGES_LOCKED'] !== '1') {
   mkdirSync(imageCache(), { recursive: true });
   const run = spawnSync(
     'flock',
@@ -34,11 +37,9 @@ if (process.env['IMAGES_LOCKED'] !== '1') {
 }
 const interrupted = new AbortController();
 for (const name of ['SIGINT', 'SIGTERM'] as const) process.once(name, () => interrupted.abort());
-for (const name of names) {
-  for (const variant of variants.length > 0 ? variants : (['gzip-6'] satisfies Variant[])) {
-    const started = performance.now();
-    const layout = await buildImage(name, variant, interrupted.signal);
-    const mebibytes = ((await layout.layerBytes()) / 1048576).toFixed(0);
-    console.log(`${name} ${variant}: ${mebibytes} MiB, ${((performance.now() - started) / 1000).toFixed(1)} s`);
-  }
+for (const { name, variant } of wanted) {
+  const started = performance.now();
+  const layout = await buildImage(name, variant, interrupted.signal);
+  const mebibytes = ((await layout.layerBytes()) / 1048576).toFixed(0);
+  console.log(`${name} ${variant}: ${mebibytes} MiB, ${((performance.now() - started) / 1000).toFixed(1)} s`);
 }
