@@ -2,6 +2,7 @@
  * A sharing node as a process of its own: `node-main.ts FOLDER NAME NATS-URL ADDRESS REGISTRY-HOST`. Takes orders over a unix socket
  * in its folder: `POST /fetch` with a layer reference.
  */
+import { rm } from 'node:fs/promises';
 import { createServer } from 'node:http';
 import { json } from 'node:stream/consumers';
 import { NatsBus } from '#shared/bus/nats-bus.ts';
@@ -29,10 +30,11 @@ const workers = new WorkerPool({ size: 2 });
       if (request.url === '/provide') await node.provide(layer, stop.signal);
       else if (request.url === '/fetch') await node.fetchAll(layer, stop.signal);
       const { bytesBySource, errors } = node.statistics.figures(layer.digest);
-      const digest = request.url === '/provide' ? '' : await node.imageDigest(layer.digest, stop.signal);
+      const digest = request.url !== '/fetch' ? '' : await node.imageDigest(layer.digest, stop.signal);
       response.end(JSON.stringify({ ...bytesBySource, errors, digest, up: node.peers.link.up }));
     })().catch((error: unknown) => response.writeHead(500).end(String(error)));
   });
+  await rm(`${folder}/${name}.sock`, { force: true });
   server.listen(`${folder}/${name}.sock`);
   await new Promise<void>((resolve) => stop.signal.addEventListener('abort', () => resolve(), { once: true }));
   server.close();

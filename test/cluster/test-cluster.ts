@@ -41,8 +41,8 @@ export class TestCluster implements AsyncDisposable {
   readonly #services: Host;
   readonly #folder: TempFolder;
   readonly #closing: AsyncDisposableStack;
-  #nats: ServerProcess;
-  #redis: ServerProcess;
+  /** They may be others than at first; nodes end before them, and quickly. */
+  readonly #servers: Servers;
 
   private constructor(parts: Parts, closing: AsyncDisposableStack) {
     this.network = parts.network;
@@ -51,8 +51,7 @@ export class TestCluster implements AsyncDisposable {
     this.registry = parts.registry;
     this.#services = parts.services;
     this.#folder = parts.folder;
-    this.#nats = parts.nats;
-    this.#redis = parts.redis;
+    this.#servers = parts.servers;
     this.#closing = closing;
   }
 
@@ -63,8 +62,13 @@ export class TestCluster implements AsyncDisposable {
     const network = closing.use(await Network.create(signal));
     const services = await network.host({}, signal);
     const registry = await network.host(options.registryLink ?? options.link, signal);
-    const nats = closing.use(await startNats(services, folder.join('nats'), signal));
-    const redis = closing.use(await startRedis(services, signal));
+    const servers: Servers = {
+      nats: await startNats(services, folder.join('nats'), signal),
+      redis: await startRedis(services, signal),
+    };
+    closing.defer(async () => {
+      await Promise.all([servers.nats[Symbol.asyncDispose](), servers.redis[Symbol.asyncDispose]()]);
+    });
     closing.use(await startRegistry(registry, folder.path, signal));
     const distributors = await Promise.all(
       Array.from({ length: options.distributors ?? 1 }, async () =>
@@ -78,7 +82,7 @@ export class TestCluster implements AsyncDisposable {
     }
     for (const node of nodes) closing.use(node);
     await Promise.all(nodes.map(async (node) => await node.start(signal)));
-    const parts = { network, services, registry, nats, redis, distributors, nodes, folder };
+    const parts = { network, services, registry, servers, distributors, nodes, folder };
     return new TestCluster(parts, closing.move());
   }
 
@@ -92,19 +96,19 @@ export class TestCluster implements AsyncDisposable {
   }
 
   killNats(): void {
-    this.#nats.kill('SIGKILL');
+    this.#servers.nats.kill('SIGKILL');
   }
 
   async restartNats(signal: AbortSignal): Promise<void> {
-    await this.#nats[Symbol.asyncDispose]();
-    this.#nats = this.#closing.use(await startNats(this.#services, this.#folder.join('nats'), signal));
+    await this.#servers.nats[Symbol.asyncDispose]();
+    this.#servers.nats = await startNats(this.#services, this.#folder.join('nats'), signal);
   }
 
   /** Kills Redis and starts an empty one. */
   async restartRedis(signal: AbortSignal): Promise<void> {
-    this.#redis.kill('SIGKILL');
-    await this.#redis[Symbol.asyncDispose]();
-    this.#redis = this.#closing.use(await startRedis(this.#services, signal));
+    this.#servers.redis.kill('SIGKILL');
+    await this.#servers.redis[Symbol.asyncDispose]();
+    this.#servers.redis = await startRedis(this.#services, signal);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -112,12 +116,16 @@ export class TestCluster implements AsyncDisposable {
   }
 }
 
+interface Servers {
+  nats: ServerProcess;
+  redis: ServerProcess;
+}
+
 interface Parts {
   readonly network: Network;
   readonly services: Host;
   readonly registry: Host;
-  readonly nats: ServerProcess;
-  readonly redis: ServerProcess;
+  readonly servers: Servers;
   readonly distributors: readonly ServerProcess[];
   readonly nodes: readonly ClusterNode[];
   readonly folder: TempFolder;

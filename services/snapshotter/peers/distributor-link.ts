@@ -22,10 +22,10 @@ import type { PeerMetrics } from './peer-metrics.ts';
 
 type Unversioned<T> = T extends unknown ? Omit<T, 'version'> : never;
 
-const HELLO_TIMEOUT_MS = 1_000;
+const HELLO_TIMEOUT_MS = 2_500;
 /** Admission may have to ask a registry. */
 const JOIN_TIMEOUT_MS = 2_000;
-const LOCATE_TIMEOUT_MS = 500;
+const LOCATE_TIMEOUT_MS = 1_000;
 /** A distributor that does not answer is asked this often whether it is back; meanwhile nothing else waits for it. */
 const DOWN_HELLO_MS = 1_000;
 /** How long the first fetch after our start waits for the first hello. */
