@@ -31,7 +31,13 @@ export async function convertByCtrRemote(
   const how: Readonly<Record<RemoteVariant, readonly string[]>> = {
     'ctr-remote-estargz': ['convert', '--oci', '--estargz'],
     'ctr-remote-zstd-chunked': ['convert', '--oci', '--zstdchunked'],
-    'ctr-remote-optimized': ['optimize', '--oci', '--net-host', `--period=${WATCH_SECONDS}`],
+    'ctr-remote-optimized': [
+      'optimize',
+      '--oci',
+      '--net-host',
+      '--estargz-compression-level=6',
+      `--period=${WATCH_SECONDS}`,
+    ],
   };
   await containerd.ctrRemote(['images', ...how[variant], original, target], signal);
   await containerd.ctr(['images', 'push', '--plain-http', target], signal);
