@@ -40,6 +40,8 @@ const NEIGHBOUR_SAMPLE = 40;
 const WATCHED_LAYERS = 10_000;
 const WATCH_MS = 60_000;
 const UNREAD_LOOKED_AT = 16;
+/** A message of the bus holds some 700 KiB. */
+const VIEW_LIMITS = { nodes: 2_000, layers: 1_000 } as const;
 
 export interface DistributorDeps {
   readonly bus: Bus;
@@ -138,8 +140,8 @@ export class Distributor {
     const { directory } = this.#deps;
     const [epoch, nodes, layers] = await Promise.all([
       directory.epoch(),
-      directory.nodes.all(20_000),
-      directory.layers.summaries(2_000),
+      directory.nodes.all(VIEW_LIMITS.nodes),
+      directory.layers.summaries(VIEW_LIMITS.layers),
     ]);
     return { epoch, nodes: [...nodes], layers: [...layers] };
   }

@@ -27,11 +27,13 @@ const workers = new WorkerPool({ size: 2 });
   const server = createServer((request, response) => {
     void (async () => {
       const layer = (await json(request)) as LayerReference;
+      const startMs = performance.now();
       if (request.url === '/provide') await node.provide(layer, stop.signal);
       else if (request.url === '/fetch') await node.fetchAll(layer, stop.signal);
+      const completeMs = performance.now() - startMs;
       const { bytesBySource, errors } = node.statistics.figures(layer.digest);
       const digest = request.url !== '/fetch' ? '' : await node.imageDigest(layer.digest, stop.signal);
-      response.end(JSON.stringify({ ...bytesBySource, errors, digest, up: node.peers.link.up }));
+      response.end(JSON.stringify({ ...bytesBySource, errors, completeMs, digest, up: node.peers.link.up }));
     })().catch((error: unknown) => response.writeHead(500).end(String(error)));
   });
   await rm(`${folder}/${name}.sock`, { force: true });

@@ -13,6 +13,8 @@ export interface Fetched {
   readonly registry: number;
   readonly peer: number;
   readonly errors: number;
+  /** How long the order took, as the node saw it. */
+  readonly completeMs: number;
   /** Of the layer image as a reader sees it. */
   readonly digest: string;
   /** Whether the distributor answers. */
@@ -70,18 +72,19 @@ export class TestCluster implements AsyncDisposable {
       await Promise.all([servers.nats[Symbol.asyncDispose](), servers.redis[Symbol.asyncDispose]()]);
     });
     closing.use(await startRegistry(registry, folder.path, signal));
-    const distributors = await Promise.all(
-      Array.from({ length: options.distributors ?? 1 }, async () =>
-        closing.use(await startDistributor(services, registry, signal)),
-      ),
-    );
+    const distributors: ServerProcess[] = [];
+    while (distributors.length < (options.distributors ?? 1)) {
+      distributors.push(closing.use(await startDistributor(services, registry, signal)));
+    }
     const nodes: ClusterNode[] = [];
     for (let i = 0; i < options.nodes; i++) {
       const host = await network.host(options.link, signal);
       nodes.push(new ClusterNode(host, `n${i}`, folder.path, natsUrl(services), `${registry.address}:5000`));
     }
     for (const node of nodes) closing.use(node);
-    await Promise.all(nodes.map(async (node) => await node.start(signal)));
+    // All of them have started or failed before anything is taken away.
+    const started = await Promise.allSettled(nodes.map(async (node) => await node.start(signal)));
+    for (const one of started) if (one.status === 'rejected') throw one.reason;
     const parts = { network, services, registry, servers, distributors, nodes, folder };
     return new TestCluster(parts, closing.move());
   }
