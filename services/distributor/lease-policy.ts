@@ -29,7 +29,7 @@ export const LEASE_LIMITS = {
    * Leases of a layer out at a time. The registry's link must never idle while spans are unread, and every span that is read
    * late by a slow node is late for everybody: few, and more than one.
    */
-  outstanding: 4,
+  outstanding: 8,
   /** Of those that wait, this many are compared and the least busy one gets the lease. */
   samples: 8,
   /** Spans that a node which is alone gets at once. */
