@@ -6,42 +6,17 @@ import type { Logger } from '#shared/telemetry/logger.ts';
 import type { LayerOrigin, SpanBytes, SpanRequest, SpanSource } from '../layers/span-source.ts';
 import type { BadPeers } from './bad-peers.ts';
 import type { DistributorLink } from './distributor-link.ts';
+import { Membership } from './membership.ts';
 import { Neighbourhood, type Neighbour } from './neighbourhood.ts';
 import { PeerError, type PeerClient } from './peer-client.ts';
 import type { PeerMetrics } from './peer-metrics.ts';
 import type { SpanHolder } from './span-holder.ts';
+import { adjacentRuns } from './adjacent-runs.ts';
 import { SpanPicker, type Pick } from './span-picker.ts';
 import { SwarmCalls } from './swarm-calls.ts';
+import { SWARM_LIMITS } from './swarm-limits.ts';
 import type { TransferPace } from './transfer-pace.ts';
 import type { UpdateOutbox } from './update-outbox.ts';
-
-const MiB = 1024 * 1024;
-
-export const SWARM_LIMITS = {
-  /**
-   * Blob bytes of one registry read of a node that decides by itself: the first, doubled with each up to the last, so that one which
-   * comes a moment before others does not take everything; and how many at a time.
-   */
-  firstRunBytes: MiB / 2,
-  aloneRunBytes: 4 * MiB,
-  aloneRuns: 4,
-  /** Blob bytes of leases asked for at once; only a node that is alone gets more than one span. */
-  leaseBytes: 4 * MiB,
-  /** Delivered and not verified yet: beyond that nothing more is asked for, decoding is behind. */
-  unverified: 96,
-  /** A span that nobody is known to have is asked about after this long without any progress. */
-  stallMs: 1_000,
-  /** What a reader waits for is read from the registry after this long, whoever was to bring it. */
-  patienceMs: 2_000,
-  /** The same for what nobody waits for. */
-  prefetchPatienceMs: 8_000,
-  tickMs: 250,
-  /** Follows nobody any more after so long without a want. */
-  idleMs: 10_000,
-  /** Fewer neighbours: more are asked for, at most this often. */
-  minNeighbours: 3,
-  rejoinMs: 2_000,
-} as const;
 
 export interface SwarmDeps {
   readonly link: DistributorLink;
@@ -77,6 +52,7 @@ export class Swarm {
   readonly #picker: SpanPicker<string>;
   readonly #calls = new SwarmCalls();
   readonly #neighbours: Neighbourhood;
+  readonly #membership: Membership;
   readonly #works = new Set<Work>();
   /** Spans being read from the registry. */
   readonly #reading = new Set<number>();
@@ -88,12 +64,6 @@ export class Swarm {
   readonly #stops: (() => void)[];
   readonly #timer: NodeJS.Timeout;
   #origins: readonly LayerOrigin[] = [];
-  #joining: Promise<void> | undefined;
-  #joinedMs = -Infinity;
-  #triedMs = -Infinity;
-  #capability: string | undefined;
-  #expiresMs = 0;
-  #members = 1;
   #askedMs = -Infinity;
   #waiting = false;
   #aloneRuns = 0;
@@ -112,6 +82,18 @@ export class Swarm {
       bytesOf: (span) => map.payloadLength(span),
       random: Math.random,
     });
+    this.#membership = new Membership({
+      ...deps,
+      layer,
+      spanCount: map.spanCount,
+      state: () => ({ origins: this.#origins, wants: this.#wants(), fetching: this.#readingList() }),
+      joined: (neighbours) => {
+        this.#wantsSaid = true;
+        this.#waiting = false;
+        for (const record of neighbours) this.#neighbours.add(record);
+      },
+      ended: () => this.#pumpSoon(),
+    });
     this.#neighbours = new Neighbourhood({
       self: deps.link.record.node,
       layer,
@@ -119,14 +101,14 @@ export class Swarm {
       picker: this.#picker,
       client: deps.client,
       badPeers: deps.badPeers,
-      capability: () => this.#capability,
+      capability: () => this.#membership.capability,
       changed: () => this.#pumpSoon(),
       logger: deps.logger,
     });
     this.#stops = [
       deps.link.onLease(layer, (spans) => this.#leased(spans)),
       deps.link.onEpoch(() => {
-        if (this.#calls.size > 0) this.#join(true);
+        if (this.#calls.size > 0) this.#membership.again();
       }),
       deps.holder.onResident((other, span) => {
         if (other !== layer) return;
@@ -153,7 +135,7 @@ export class Swarm {
     const demand = request.priority === 'demand';
     for (let span = request.first; span <= request.last; span++) this.#picker.want(span, demand);
     this.#wantsSaid = false;
-    if (this.#capability === undefined && this.#triedMs === -Infinity) this.#join(false);
+    this.#membership.begin();
     this.#pumpSoon();
     await done;
   }
@@ -184,8 +166,8 @@ export class Swarm {
 
   /** A node follows what we have: we follow it as well. */
   followed(record: NodeRecord): void {
-    this.#members = Math.max(2, this.#members);
-    if (this.#capability !== undefined) this.#neighbours.add(record);
+    this.#membership.notAlone();
+    if (this.#membership.capability !== undefined) this.#neighbours.add(record);
   }
 
   async close(): Promise<void> {
@@ -194,61 +176,9 @@ export class Swarm {
     for (const stop of this.#stops) stop();
     for (const work of this.#works) work.abort.abort(this.#stopping.signal.reason);
     for (const span of Array.from(this.#calls.spans())) this.#calls.giveUp(span);
+    await this.#membership.close();
     await this.#neighbours.close();
     await Promise.allSettled(this.#running);
-  }
-
-  // Joining
-
-  #join(again: boolean): void {
-    const now = performance.now();
-    if (this.#stopping.signal.aborted || this.#joining !== undefined) return;
-    if (again && now - this.#triedMs < SWARM_LIMITS.rejoinMs) return;
-    this.#triedMs = now;
-    this.#joining = this.#joinOnce()
-      .catch((error: unknown) => {
-        if (!this.#stopping.signal.aborted) this.#deps.logger.debug({ err: error, layer: this.layer }, 'Cannot join');
-      })
-      .finally(() => {
-        this.#joining = undefined;
-        this.#pumpSoon();
-      });
-    this.#track(this.#joining);
-  }
-
-  async #joinOnce(): Promise<void> {
-    const { link, holder, authorizationOf, logger } = this.#deps;
-    const { signal } = this.#stopping;
-    await link.settled();
-    if (!link.up) return;
-    // A private image's origin is the one whose credentials work; the first is the latest.
-    for (const { repository } of this.#origins) {
-      const authorization = await authorizationOf(repository, signal);
-      const reply = await link.join(
-        {
-          layer: this.layer,
-          spanCount: this.#map.spanCount,
-          have: Buffer.from(holder.get(this.layer)?.residency ?? []).toString('base64'),
-          wants: this.#wants().text,
-          ...(this.#reading.size === 0 ? {} : { fetching: this.#readingList() }),
-          repository,
-          ...(authorization === undefined ? {} : { authorization }),
-        },
-        signal,
-      );
-      if (reply.outcome === 'refused') {
-        logger.warn({ layer: this.layer, repository, reason: reply.reason }, 'May not share a layer with other nodes');
-        continue;
-      }
-      this.#joinedMs = performance.now();
-      this.#capability = reply.capability;
-      this.#expiresMs = this.#joinedMs + reply.expiresInMs;
-      this.#members = Math.max(reply.members, this.#neighbours.size + 1);
-      this.#wantsSaid = true;
-      this.#waiting = false;
-      for (const record of reply.neighbours) this.#neighbours.add(record);
-      return;
-    }
   }
 
   // Working
@@ -269,7 +199,7 @@ export class Swarm {
       this.#track(this.#transfer(pick));
     }
     if (this.#decidesAlone()) this.#readAlone();
-    else if (this.#joining === undefined) {
+    else if (!this.#membership.isJoining) {
       this.#sayWants(now);
       this.#locate(now, true);
     }
@@ -279,9 +209,9 @@ export class Swarm {
 
   /** Nobody to share with, or nobody who says who reads what. */
   #decidesAlone(): boolean {
-    if (this.#joining !== undefined) return false;
-    if (!this.#deps.link.up || this.#capability === undefined) return true;
-    return this.#members <= 1 && this.#neighbours.size === 0;
+    if (this.#membership.isJoining) return false;
+    if (!this.#deps.link.up || this.#membership.capability === undefined) return true;
+    return this.#membership.members <= 1 && this.#neighbours.size === 0;
   }
 
   /** Reads what no neighbour has, in order where we are alone, else in random places, so that nodes read different spans. */
@@ -343,25 +273,8 @@ export class Swarm {
       (span) => !mine.includes(span) && !this.#reading.has(span) && !holder.has(this.layer, span),
     );
     if (back.length > 0) outbox.say(this.layer, this.#map.spanCount, { released: back });
-    for (const run of this.#runsOf(mine)) this.#track(this.#read(run, 'lease'));
+    for (const run of adjacentRuns(mine, this.#map, SWARM_LIMITS.aloneRunBytes)) this.#track(this.#read(run, 'lease'));
     this.#pumpSoon();
-  }
-
-  *#runsOf(spans: readonly number[]): Generator<number[]> {
-    let run: number[] = [];
-    for (const span of spans) {
-      const first = run[0];
-      const fits =
-        first !== undefined &&
-        span === (run.at(-1) ?? 0) + 1 &&
-        this.#map.blobEnd(span) - this.#map.blobStart(first) <= SWARM_LIMITS.aloneRunBytes;
-      if (!fits && run.length > 0) {
-        yield run;
-        run = [];
-      }
-      run.push(span);
-    }
-    if (run.length > 0) yield run;
   }
 
   /** Reads adjacent spans from the registry. What fails is left to the scheduler, whose next source is the registry. */
@@ -406,7 +319,8 @@ export class Swarm {
   async #transfer(pick: Pick<string>): Promise<void> {
     const { client, metrics, pace } = this.#deps;
     const neighbour = this.#neighbours.get(pick.neighbour);
-    if (neighbour === undefined || this.#capability === undefined) {
+    const { capability } = this.#membership;
+    if (neighbour === undefined || capability === undefined) {
       this.#picker.ended(pick, pick.spans);
       return;
     }
@@ -427,7 +341,7 @@ export class Swarm {
     try {
       const ask = {
         layer: this.layer,
-        capability: this.#capability,
+        capability,
         spans: pick.spans,
         expected: (span: number) => (span < this.#map.spanCount ? this.#map.payloadLength(span) : undefined),
       };
@@ -531,9 +445,7 @@ export class Swarm {
       if (this.#works.size === 0 && now - this.#wantedMs > SWARM_LIMITS.idleMs) this.#deps.idle(this);
       return;
     }
-    const stale = now - this.#joinedMs > SWARM_LIMITS.rejoinMs && this.#neighbours.size < SWARM_LIMITS.minNeighbours;
-    const few = stale && (this.#members > this.#neighbours.size + 1 || this.#capability === undefined);
-    if (few || (this.#capability !== undefined && this.#expiresMs - now < 60_000)) this.#join(true);
+    this.#membership.check(this.#neighbours.size);
     if (now - this.#askedMs > SWARM_LIMITS.stallMs) this.#waiting = false;
     if (this.#reading.size > 0) {
       this.#deps.outbox.say(this.layer, this.#map.spanCount, { fetching: this.#readingList() });

@@ -1,0 +1,25 @@
+const MiB = 1024 * 1024;
+
+/** Bounds of one layer's sharing on one node. */
+export const SWARM_LIMITS = {
+  /**
+   * Blob bytes of one registry read of a node that decides by itself: the first, doubled with each up to the last, so that one which
+   * comes a moment before others does not take everything; and how many at a time.
+   */
+  firstRunBytes: MiB / 2,
+  aloneRunBytes: 4 * MiB,
+  aloneRuns: 4,
+  /** Blob bytes of leases asked for at once; only a node that is alone gets more than one span. */
+  leaseBytes: 4 * MiB,
+  /** Delivered and not verified yet: beyond that nothing more is asked for, decoding is behind. */
+  unverified: 96,
+  /** A span that nobody is known to have is asked about after this long without any progress. */
+  stallMs: 1_000,
+  /** What a reader waits for is read from the registry after this long, whoever was to bring it. */
+  patienceMs: 2_000,
+  /** The same for what nobody waits for. */
+  prefetchPatienceMs: 8_000,
+  tickMs: 250,
+  /** Follows nobody any more after so long without a want. */
+  idleMs: 10_000,
+} as const;
