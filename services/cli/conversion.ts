@@ -24,7 +24,11 @@ export function withConversionOptions(command: Command): Command {
   const formats = ['estargz', 'zstd-chunked'];
   return command
     .addOption(new Option('--format <format>', 'format of the layers').choices(formats).default('estargz'))
-    .option('--chunk-size <bytes>', 'largest part of a file that is read alone, such as 4MiB', size)
+    .option(
+      '--chunk-size <bytes>',
+      'largest part of a file that is read alone (default: 1MiB; smaller: less read in vain, larger: a smaller TOC)',
+      size,
+    )
     .option('--min-chunk-size <bytes>', 'let small files share a part of this size (eStargz)', size)
     .option('--level <n>', 'compression level', wholeNumber)
     .option('--spool <dir>', 'where layers are kept until they are uploaded (default: the temp folder)')

@@ -6,8 +6,11 @@ import { ConvertError } from './convert-error.ts';
 import type { MemberWriter } from './member-writer.ts';
 import type { TarEvent } from './tar-events.ts';
 
-/** Chunk size of eStargz's own tools. */
-export const DEFAULT_CHUNK_BYTES = 4 * 1024 * 1024;
+/**
+ * A reader of one page waits for its whole chunk to be fetched and decoded: a cold start of python read 35 MiB with 1 MiB, 41 MiB
+ * with the 4 MiB of eStargz's own tools.
+ */
+export const DEFAULT_CHUNK_BYTES = 1024 * 1024;
 
 const TYPES: Readonly<Record<EntryType, string>> = {
   file: 'reg',
