@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
 import { test } from 'node:test';
 import { runDistributor } from '#services/distributor/service.ts';
 import { WorkerPool } from '#services/snapshotter/layers/worker-pool.ts';
@@ -9,9 +10,27 @@ import { RegistryClient } from '#shared/registry/registry-client.ts';
 import { silentLogger } from '#shared/telemetry/logger.ts';
 import { Registry } from '#shared/telemetry/metrics.ts';
 import { TempFolder } from '#test/harness/temp-folder.ts';
+import { runTool } from '#test/images/tool.ts';
 import { CountedRegistry } from './counted-registry.ts';
 import { sharedLayer } from './shared-layer.ts';
 import { SharingNode, type SharingNodeOptions } from './sharing-node.ts';
+
+const NO_OPENSSL = spawnSync('openssl', ['version'], { stdio: 'ignore' }).error ? 'openssl is not installed' : false;
+
+/** Files of a CA and of one certificate for 127.0.0.1, as the settings name them. */
+async function certificates(folder: string, signal: AbortSignal): Promise<Record<string, string>> {
+  const at = (name: string): string => `${folder}/${name}.pem`;
+  const openssl = async (...args: readonly string[]) => await runTool('openssl', args, signal, { cwd: folder });
+  const key = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-days', '2'];
+  await openssl('req', '-x509', ...key, '-subj', '/CN=test CA', '-keyout', at('ca-key'), '-out', at('ca'));
+  const signing = ['-CA', at('ca'), '-CAkey', at('ca-key'), '-addext', 'subjectAltName=IP:127.0.0.1'];
+  await openssl('req', '-x509', ...key, ...signing, '-subj', '/CN=node', '-keyout', at('key'), '-out', at('cert'));
+  return {
+    KINDLING_PEER_TLS_CA: at('ca'),
+    KINDLING_PEER_TLS_CERT: at('cert'),
+    KINDLING_PEER_TLS_KEY: at('key'),
+  };
+}
 
 /** Within one process: bus, distributor, nodes; real sockets between them. */
 async function rig(signal: AbortSignal, registries: readonly string[] = ['*']) {
@@ -173,4 +192,23 @@ test('spans of a private layer are given only to nodes that could pull it', asyn
   assert.ok((await given.arrayBuffer()).byteLength > 8);
   const forged = joined.capability.slice(0, -4) + (joined.capability.endsWith('AAAA') ? 'BBBB' : 'AAAA');
   assert.equal((await get(forged)).status, 401);
+});
+
+test('nodes with certificates share by mutual TLS, and answer nobody without one', { skip: NO_OPENSSL }, async ({
+  signal,
+}) => {
+  const layer = await sharedLayer(4, 100_000, signal);
+  await using registry = await CountedRegistry.start([layer]);
+  await using folder = await TempFolder.create('c');
+  const env = await certificates(folder.path, signal);
+  await using cluster = await rig(signal);
+  const reference = registry.reference(layer);
+  const first = await cluster.node({ env });
+  await first.fetchAll(reference, signal);
+  const second = await cluster.node({ env });
+  await second.fetchAll(reference, signal);
+  assert.equal(second.statistics.figures(layer.digest).bytesBySource.peer, 4 * 100_000);
+  const bare = await cluster.node();
+  await bare.fetchAll(reference, signal);
+  assert.equal(bare.statistics.figures(layer.digest).bytesBySource.peer, 0);
 });

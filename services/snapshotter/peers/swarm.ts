@@ -40,6 +40,8 @@ interface Work {
 }
 
 const REGISTRY = '';
+/** A span that was not where it was said to be is asked about again after this. */
+const ABSENT_MS = 50;
 
 /**
  * One layer that this node fetches together with others. Follows what its neighbours have, picks what to take from whom, reads
@@ -268,7 +270,8 @@ export class Swarm {
   #leased(spans: readonly number[]): void {
     this.#waiting = false;
     const { holder, outbox } = this.#deps;
-    const mine = spans.filter((span) => this.#calls.has(span) && this.#picker.isWanted(span));
+    // Also what is in flight from a peer: a lease means that nobody has it, so that peer waits for it as well, maybe for us.
+    const mine = spans.filter((span) => this.#calls.has(span) && !this.#reading.has(span));
     const back = spans.filter(
       (span) => !mine.includes(span) && !this.#reading.has(span) && !holder.has(this.layer, span),
     );
@@ -349,6 +352,8 @@ export class Swarm {
         if (payload === undefined) {
           this.#picker.mark(record.node, span, false);
           outcome = 'absent';
+          // Whoever said so is asked again soon.
+          this.#located.set(span, performance.now() - SWARM_LIMITS.stallMs + ABSENT_MS);
           continue;
         }
         work.missing.delete(span);
