@@ -23,7 +23,8 @@ test('starts end with the right bytes when nodes, links, Redis and NATS fail', {
   await t.test('a node that feeds others is killed', async () => {
     const dying = fourth.fetchAll(killed, signal).catch(() => undefined);
     const others = same([first, second, third], killed);
-    while ((await fourth.figures(killed, signal).catch(() => ({ peer: 1 }))).peer === 0) await sleep(10);
+    const begun = async () => await fourth.figures(killed, signal).then(({ peer, registry }) => peer + registry > 0);
+    while (!(await begun())) await sleep(10, undefined, { signal });
     fourth.kill();
     cluster.distributors[0]?.kill('SIGKILL');
     await dying;
@@ -33,11 +34,18 @@ test('starts end with the right bytes when nodes, links, Redis and NATS fail', {
   });
 
   await t.test('Redis loses everything: nodes say again what they have, and the next burst is shared', async () => {
+    const nodes = [first, second, third];
+    const announced = async () => await Promise.all(nodes.map(async (node) => await node.figures(killed, signal)));
+    const before = await announced();
     await cluster.restartRedis(signal);
-    // Until the distributor has found Redis again it does not answer, and nodes know that.
-    while (!(await first.figures(killed, signal)).up) await sleep(50, undefined, { signal });
-    const fetched = await same([first, second, third], flushed);
-    assert.ok(fetched.some(({ peer }) => peer > 0) || fetched.every(({ up }) => !up), JSON.stringify(fetched));
+    while (!(await announced()).every((now, i) => now.up && now.announced > (before[i]?.announced ?? 0))) {
+      await sleep(50, undefined, { signal });
+    }
+    const fetched = await same(nodes, flushed);
+    assert.ok(
+      fetched.some(({ peer }) => peer > 0),
+      JSON.stringify(fetched),
+    );
   });
 
   await t.test('a node is cut off in the middle', async () => {

@@ -24,6 +24,8 @@ const workers = new WorkerPool({ size: 2 });
   await using node = await SharingNode.start(options, stop.signal);
   workers.warm(2);
   await node.peers.link.settled();
+  let announced = 0;
+  node.peers.link.onEpoch(() => announced++);
   const server = createServer((request, response) => {
     void (async () => {
       const layer = (await json(request)) as LayerReference;
@@ -33,7 +35,7 @@ const workers = new WorkerPool({ size: 2 });
       const completeMs = performance.now() - startMs;
       const { bytesBySource, errors } = node.statistics.figures(layer.digest);
       const digest = request.url !== '/fetch' ? '' : await node.imageDigest(layer.digest, stop.signal);
-      response.end(JSON.stringify({ ...bytesBySource, errors, completeMs, digest, up: node.peers.link.up }));
+      response.end(JSON.stringify({ ...bytesBySource, errors, completeMs, digest, up: node.peers.link.up, announced }));
     })().catch((error: unknown) => response.writeHead(500).end(String(error)));
   });
   await rm(`${folder}/${name}.sock`, { force: true });

@@ -19,6 +19,8 @@ export interface Fetched {
   readonly digest: string;
   /** Whether the distributor answers. */
   readonly up: boolean;
+  /** How often it has said again all that it has. */
+  readonly announced: number;
 }
 
 export interface ClusterOptions {
