@@ -4,9 +4,6 @@
  * is gone when the demo ends: at once, or with Ctrl-C where it runs on a terminal.
  */
 import { parseArgs } from 'node:util';
-import { convertImage } from '#shared/convert/convert-image.ts';
-import { parseReference } from '#shared/registry/reference.ts';
-import { RegistryClient } from '#shared/registry/registry-client.ts';
 import { LinkProcess } from '#test/harness/link-process.ts';
 import { TestNode } from '#test/harness/node.ts';
 import { dropCaches } from '#test/harness/page-cache.ts';
@@ -16,6 +13,7 @@ import type { Shape } from '#test/harness/shaped-proxy.ts';
 import { TempFolder } from '#test/harness/temp-folder.ts';
 import { testImage } from '#test/images/image-cache.ts';
 import { recipeOf } from '#test/images/recipe.ts';
+import { runTool } from '#test/images/tool.ts';
 import { printWaterfalls, type Waterfall } from './waterfall.ts';
 
 const LINKS: Readonly<Record<string, Shape>> = {
@@ -23,6 +21,9 @@ const LINKS: Readonly<Record<string, Shape>> = {
   '1gbit': { bytesPerSecond: 125_000_000, delayMs: 1 },
   '100mbit': { bytesPerSecond: 12_500_000, delayMs: 10 },
 };
+
+/** How long a start is watched that does not end by itself. */
+const WATCH_SECONDS = 5;
 
 const { values } = parseArgs({
   options: {
@@ -56,8 +57,6 @@ async function demo(signal: AbortSignal): Promise<void> {
   await using registry = await TestRegistry.start({ folder: folder.path }, signal);
   await using network = await LinkProcess.start(registry.port, link ?? {}, signal);
   await registry.push(image, recipe.name, 'plain', signal);
-  say('converting the image to eStargz, from registry to registry (kindling convert)');
-  await convert(registry.reference(recipe.name, 'plain'), registry.reference(recipe.name, 'lazy'), signal);
   await using node = await TestNode.start({}, signal);
   const plain = `${network.host}/${recipe.name}:plain`;
   const lazy = `${network.host}/${recipe.name}:lazy`;
@@ -72,6 +71,9 @@ async function demo(signal: AbortSignal): Promise<void> {
     mark('start to ready');
     return start.output;
   });
+
+  say('learning what the start reads, and writing the image anew with that first (kindling optimize)');
+  await optimize(plain, lazy, node, recipe.ready.kind === 'http', signal);
 
   say(`starting ${lazy} with Kindling: mount, start`);
   await dropCaches(signal);
@@ -90,11 +92,16 @@ async function demo(signal: AbortSignal): Promise<void> {
   console.log(`  link to the registry: ${values.link}${values.link === 'none' ? ' (this machine)' : ''}`);
   if (whole.output !== part.output) throw new Error('The two containers did not write the same');
 
-  const settings = `KINDLING_CONTROL_SOCKET=${node.kindling.controlSocket}`;
+  const settings = [
+    `KINDLING_CONTROL_SOCKET=${node.kindling.controlSocket}`,
+    `KINDLING_CONTAINERD=${node.containerd.address}`,
+    'KINDLING_NAMESPACE=test',
+  ].join(' ');
   console.log(`
 What to try next, in another terminal, while the demo runs:
-  ${settings} services/cli/kindling.sh status
-  ${settings} services/cli/kindling.sh run ${lazy}
+  export ${settings}
+  services/cli/kindling.sh status
+  services/cli/kindling.sh run ${lazy}
   ctr --address ${node.containerd.address} --namespace test run --rm --snapshotter kindling ${lazy} again
   kill -9 ${(await node.kindling.agentPid()) ?? '<agent>'}    # the agent; containers go on, the next one serves at once
 On a node of your own: README.md, "Point an existing containerd at it".`);
@@ -105,16 +112,19 @@ On a node of your own: README.md, "Point an existing containerd at it".`);
   say('removing everything');
 }
 
-async function convert(source: string, target: string, signal: AbortSignal): Promise<void> {
-  const client = new RegistryClient();
-  try {
-    await convertImage(
-      { source: parseReference(source), target: parseReference(target), client, format: 'estargz', platforms: 'all' },
-      signal,
-    );
-  } finally {
-    await client.close();
-  }
+/** By the command itself; the image is started with the snapshotter that has it already. */
+async function optimize(
+  source: string,
+  target: string,
+  node: TestNode,
+  hostNetwork: boolean,
+  signal: AbortSignal,
+): Promise<void> {
+  const places = ['--containerd', node.containerd.address, '--namespace', 'test', '--snapshotter', 'overlayfs'];
+  const flags = ['--period', String(WATCH_SECONDS), '--spool', node.folder.path, '--json'];
+  const program = new URL('../services/cli/kindling.sh', import.meta.url).pathname;
+  if (hostNetwork) flags.push('--host-network');
+  await runTool(program, ['optimize', ...places, ...flags, source, target], signal);
 }
 
 /** Times the steps that `work` marks, and the bytes that came from the registry meanwhile. */
