@@ -5,6 +5,7 @@ import type { LayerReference } from './sharing-node.ts';
 /** A registry that counts the bytes of blobs that it gives. `authorization`: what it must be shown for the repository `private`. */
 export class CountedRegistry implements AsyncDisposable {
   bytes = 0;
+  readonly #bytesOf = new Map<string, number>();
   /** Milliseconds before each answer with a blob's bytes. */
   delayMs = 0;
   readonly #registry: FakeRegistry;
@@ -32,7 +33,7 @@ export class CountedRegistry implements AsyncDisposable {
       }
       const write = response.end.bind(response);
       response.end = ((body?: Buffer) => {
-        if (holder.it !== undefined) holder.it.bytes += body?.length ?? 0;
+        if (holder.it !== undefined) holder.it.#count(layer, body?.length ?? 0);
         return write(body);
       }) as typeof response.end;
       setTimeout(() => sendBlob(request, response, layer.blob), holder.it?.delayMs ?? 0);
@@ -45,9 +46,19 @@ export class CountedRegistry implements AsyncDisposable {
     return this.#registry.host;
   }
 
+  /** What of `bytes` was of one layer. */
+  bytesOf(layer: SharedLayer): number {
+    return this.#bytesOf.get(layer.digest) ?? 0;
+  }
+
   reference(layer: SharedLayer, repository = 'app'): LayerReference {
     const { digest, sizeBytes, mediaType, annotations } = layer;
     return { image: `${this.host}/${repository}:latest`, digest, sizeBytes, mediaType, annotations };
+  }
+
+  #count({ digest }: SharedLayer, bytes: number): void {
+    this.bytes += bytes;
+    this.#bytesOf.set(digest, (this.#bytesOf.get(digest) ?? 0) + bytes);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

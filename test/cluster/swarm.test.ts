@@ -1,19 +1,12 @@
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { test } from 'node:test';
-import { runDistributor } from '#services/distributor/service.ts';
-import { WorkerPool } from '#services/snapshotter/layers/worker-pool.ts';
-import type { Bus } from '#shared/bus/bus.ts';
-import { LocalBus } from '#shared/bus/local-bus.ts';
 import type { CredentialSource } from '#shared/registry/credentials.ts';
-import { RegistryClient } from '#shared/registry/registry-client.ts';
-import { silentLogger } from '#shared/telemetry/logger.ts';
-import { Registry } from '#shared/telemetry/metrics.ts';
 import { TempFolder } from '#test/harness/temp-folder.ts';
 import { runTool } from '#test/images/tool.ts';
 import { CountedRegistry } from './counted-registry.ts';
+import { localCluster } from './local-cluster.ts';
 import { sharedLayer } from './shared-layer.ts';
-import { SharingNode, type SharingNodeOptions } from './sharing-node.ts';
 
 const NO_OPENSSL = spawnSync('openssl', ['version'], { stdio: 'ignore' }).error ? 'openssl is not installed' : false;
 
@@ -32,45 +25,10 @@ async function certificates(folder: string, signal: AbortSignal): Promise<Record
   };
 }
 
-/** Within one process: bus, distributor, nodes; real sockets between them. */
-async function rig(signal: AbortSignal, registries: readonly string[] = ['*']) {
-  await using closing = new AsyncDisposableStack();
-  const folder = closing.use(await TempFolder.create('c'));
-  const bus: Bus = closing.use(new LocalBus());
-  const workers = new WorkerPool({ size: 3 });
-  closing.defer(() => workers.close());
-  const ends = new AbortController();
-  const client = new RegistryClient();
-  const values = { redisUrl: undefined, registries: [...registries] };
-  const distributor = runDistributor(
-    values,
-    { bus, registry: client, metrics: new Registry(), logger: silentLogger },
-    ends.signal,
-  );
-  closing.defer(async () => {
-    ends.abort();
-    await distributor;
-    await client.close();
-  });
-  let count = 0;
-  const kept = closing.move();
-  return {
-    node: async (options: Partial<SharingNodeOptions> = {}): Promise<SharingNode> => {
-      const name = `n${++count}`;
-      return kept.use(await SharingNode.start({ name, dataDir: folder.join(name), bus, workers, ...options }, signal));
-    },
-    stopDistributor: async () => {
-      ends.abort();
-      await distributor;
-    },
-    [Symbol.asyncDispose]: async () => await kept.disposeAsync(),
-  };
-}
-
 test('a burst of nodes costs the registry one read of each span, and all get the same bytes', async ({ signal }) => {
   const layer = await sharedLayer(24, 400_000, signal);
   await using registry = await CountedRegistry.start([layer]);
-  await using cluster = await rig(signal);
+  await using cluster = await localCluster(signal);
   const nodes = await Promise.all(Array.from({ length: 6 }, async () => await cluster.node()));
   const reference = registry.reference(layer);
   await Promise.all(nodes.map(async (node) => await node.provide(reference, signal)));
@@ -94,7 +52,7 @@ test('a node that comes later takes everything from the others, and one without 
 }) => {
   const layer = await sharedLayer(8, 300_000, signal);
   await using registry = await CountedRegistry.start([layer]);
-  await using cluster = await rig(signal);
+  await using cluster = await localCluster(signal);
   const reference = registry.reference(layer);
   const first = await cluster.node();
   await first.fetchAll(reference, signal);
@@ -118,7 +76,7 @@ test('what a lying peer sends is never served: it is blocked, and the bytes come
 }) => {
   const layer = await sharedLayer(6, 300_000, signal);
   await using registry = await CountedRegistry.start([layer]);
-  await using cluster = await rig(signal);
+  await using cluster = await localCluster(signal);
   const reference = registry.reference(layer);
   const liar = await cluster.node();
   await liar.fetchAll(reference, signal);
@@ -141,7 +99,7 @@ test('what a lying peer sends is never served: it is blocked, and the bytes come
 test('a reader gets its bytes when the peer that has them stalls', async ({ signal }) => {
   const layer = await sharedLayer(4, 300_000, signal);
   await using registry = await CountedRegistry.start([layer]);
-  await using cluster = await rig(signal);
+  await using cluster = await localCluster(signal);
   const reference = registry.reference(layer);
   const stalled = await cluster.node();
   await stalled.fetchAll(reference, signal);
@@ -157,7 +115,7 @@ test('spans of a private layer are given only to nodes that could pull it', asyn
   const layer = await sharedLayer(4, 100_000, signal);
   const basic = (text: string) => `Basic ${Buffer.from(text).toString('base64')}`;
   await using registry = await CountedRegistry.start([layer], basic('me:secret'));
-  await using cluster = await rig(signal, [registry.host]);
+  await using cluster = await localCluster(signal, [registry.host]);
   const reference = registry.reference(layer, 'private');
   const credentials: CredentialSource = {
     credential: () => Promise.resolve({ kind: 'password', username: 'me', password: 'secret' }),
@@ -201,7 +159,7 @@ test('nodes with certificates share by mutual TLS, and answer nobody without one
   await using registry = await CountedRegistry.start([layer]);
   await using folder = await TempFolder.create('c');
   const env = await certificates(folder.path, signal);
-  await using cluster = await rig(signal);
+  await using cluster = await localCluster(signal);
   const reference = registry.reference(layer);
   const first = await cluster.node({ env });
   await first.fetchAll(reference, signal);

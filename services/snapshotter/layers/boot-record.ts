@@ -1,4 +1,4 @@
-import { open, readFile, rename } from 'node:fs/promises';
+import { open, readFile, rename, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { z } from 'zod';
 
@@ -37,7 +37,16 @@ export class BootRecord {
 
   /** To be called once what is not trusted has been marked so on disk, before the first span is stored. */
   async markRunning(): Promise<void> {
-    await this.#write(false);
+    try {
+      await this.#write(false);
+    } catch (error) {
+      if (!(error instanceof Error && 'code' in error && (error.code === 'ENOSPC' || error.code === 'EDQUOT'))) {
+        throw error;
+      }
+      // What is on a full disk can still be served, and no record is one that nobody trusts.
+      await rm(this.#path, { force: true });
+      await syncFolder(this.#path);
+    }
   }
 
   /** To be called once every cache file is synced, and nothing is written any more. */
@@ -51,7 +60,11 @@ export class BootRecord {
     await file.writeFile(JSON.stringify({ bootId: this.#bootId, clean }));
     await file.sync();
     await rename(next, this.#path);
-    await using folder = await open(dirname(this.#path), 'r');
-    await folder.sync();
+    await syncFolder(this.#path);
   }
+}
+
+async function syncFolder(path: string): Promise<void> {
+  await using folder = await open(dirname(path), 'r');
+  await folder.sync();
 }

@@ -156,7 +156,13 @@ export class LayerStore implements LayerFiles, LayerProvider {
       }
       await layer.close();
     }
-    if (synced) await this.#boot?.markClean();
+    if (!synced) return;
+    try {
+      await this.#boot?.markClean();
+    } catch (error) {
+      // Believed less at the next boot, which costs verifying; a full disk must not make a shutdown fail.
+      this.#options.logger.warn({ err: error }, 'Cannot write that all layers are on disk');
+    }
   }
 
   // LayerFiles
