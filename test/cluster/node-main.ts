@@ -1,6 +1,6 @@
 /**
  * A sharing node as a process of its own: `node-main.ts FOLDER NAME NATS-URL ADDRESS REGISTRY-HOST`. Takes orders over a unix socket
- * in its folder: `POST /fetch` with a layer reference.
+ * in its folder: `POST /fetch` with a layer reference, or `/read`: what is not there is fetched while a reader waits, as in a start.
  */
 import { rm } from 'node:fs/promises';
 import { createServer } from 'node:http';
@@ -30,11 +30,12 @@ const workers = new WorkerPool({ size: 2 });
     void (async () => {
       const layer = (await json(request)) as LayerReference;
       const startMs = performance.now();
-      if (request.url === '/provide') await node.provide(layer, stop.signal);
+      if (request.url === '/provide' || request.url === '/read') await node.provide(layer, stop.signal);
       else if (request.url === '/fetch') await node.fetchAll(layer, stop.signal);
       const completeMs = performance.now() - startMs;
       const { bytesBySource, errors } = node.statistics.figures(layer.digest);
-      const digest = request.url !== '/fetch' ? '' : await node.imageDigest(layer.digest, stop.signal);
+      const digest =
+        request.url !== '/fetch' && request.url !== '/read' ? '' : await node.imageDigest(layer.digest, stop.signal);
       response.end(JSON.stringify({ ...bytesBySource, errors, completeMs, digest, up: node.peers.link.up, announced }));
     })().catch((error: unknown) => response.writeHead(500).end(String(error)));
   });

@@ -176,6 +176,11 @@ export class ClusterNode implements AsyncDisposable {
     return this.#ask('/fetch', layer, signal);
   }
 
+  /** Reads the layer image from begin to end, as a start does. */
+  read(layer: LayerReference, signal: AbortSignal): Promise<Fetched> {
+    return this.#ask('/read', layer, signal);
+  }
+
   figures(layer: LayerReference, signal: AbortSignal): Promise<Fetched> {
     return this.#ask('/figures', layer, signal);
   }

@@ -70,6 +70,8 @@ export class Swarm {
   #waiting = false;
   #aloneRuns = 0;
   #aloneRunBytes: number = SWARM_LIMITS.firstRunBytes;
+  /** Of a reader. Halved with each time that it was in vain, so that a neighbour on a slow link costs it once and not with each read. */
+  #patienceMs: number = SWARM_LIMITS.patienceMs;
   #progressMs = performance.now();
   #wantedMs = performance.now();
   #pumping = false;
@@ -398,6 +400,9 @@ export class Swarm {
     const now = performance.now();
     this.#senders.set(span, { node, atMs: now });
     this.#progressMs = now;
+    if (node !== REGISTRY && now - (this.#calls.sinceMs(span) ?? 0) < this.#patienceMs / 2) {
+      this.#patienceMs = Math.min(SWARM_LIMITS.patienceMs, this.#patienceMs * 2);
+    }
     this.#picker.unwant(span);
     this.#calls.deliver(span, bytes);
     this.#endUseless();
@@ -457,13 +462,16 @@ export class Swarm {
     }
     if (!this.#decidesAlone() && now - this.#progressMs > SWARM_LIMITS.stallMs) this.#locate(now, false);
     // Whatever else is wrong, a reader gets its bytes.
+    let late = false;
     for (const span of this.#calls.spans()) {
-      const patience = this.#picker.isDemanded(span) ? SWARM_LIMITS.patienceMs : SWARM_LIMITS.prefetchPatienceMs;
-      const waitedMs =
-        now - Math.max(this.#calls.sinceMs(span) ?? now, patience === SWARM_LIMITS.patienceMs ? 0 : this.#progressMs);
-      if (waitedMs > patience && !this.#reading.has(span) && this.#reading.size < 8)
-        this.#track(this.#read([span], 'impatient'));
+      const demanded = this.#picker.isDemanded(span);
+      const patienceMs = demanded ? this.#patienceMs : SWARM_LIMITS.prefetchPatienceMs;
+      const waitedMs = now - Math.max(this.#calls.sinceMs(span) ?? now, demanded ? 0 : this.#progressMs);
+      if (waitedMs <= patienceMs || this.#reading.has(span) || this.#reading.size >= 8) continue;
+      late ||= demanded;
+      this.#track(this.#read([span], 'impatient'));
     }
+    if (late) this.#patienceMs = Math.max(SWARM_LIMITS.leastPatienceMs, this.#patienceMs / 2);
     this.#pumpSoon();
   }
 
