@@ -77,6 +77,8 @@ async function runProcess(
   const env: NodeJS.ProcessEnv = { ...process.env, TMPDIR: folder, TEST_FILE_RUN: folder, NODE_ENV: 'test' };
   // The caller's settings must not reach the tests.
   for (const name of Object.keys(env)) if (name.startsWith('KINDLING_')) delete env[name];
+  // Set within a test of the runner itself: a runner below it would say nothing.
+  delete env['NODE_TEST_CONTEXT'];
   const child = spawn(
     process.execPath,
     [
