@@ -9,6 +9,7 @@ import { LyingRegistry } from '#test/harness/lying-registry.ts';
 import { TestNode } from '#test/harness/node.ts';
 import { TestRegistry } from '#test/harness/registry.ts';
 import { SmallDisk } from '#test/harness/small-disk.ts';
+import { dropCaches } from '#test/harness/page-cache.ts';
 import { TempFolder } from '#test/harness/temp-folder.ts';
 import type { TreeEntry } from '#test/harness/walk-tree.ts';
 import { hasUnstableMtime, writeAwkwardImage } from '#test/images/awkward.ts';
@@ -121,6 +122,10 @@ test('with the registry gone what is here is read, and all when it is back; afte
     try {
       assert.equal(await read(rootfs, 'sizes/65536', signal), right.get('sizes/65536')?.sha256);
       assert.equal(await read(rootfs, LARGE, signal), 'EIO');
+      // The agent away as well: what is here is read, from the disk, as soon as the next agent serves.
+      await kindling.killAgent();
+      await dropCaches(signal);
+      assert.equal(await read(rootfs, 'sizes/65536', signal), right.get('sizes/65536')?.sha256);
     } finally {
       await registry.restart(signal);
     }
