@@ -1,20 +1,13 @@
 import { z } from 'zod';
 import { busSettings } from '#shared/bus/open-bus.ts';
-import { list, type Settings, type Values } from '#shared/config/settings.ts';
-
-const address = z
-  .string()
-  .regex(/^([^\s:]*|\[[0-9a-f:]+\]):\d{1,5}$/i, 'host:port')
-  .transform((text) => {
-    const colon = text.lastIndexOf(':');
-    return { host: text.slice(0, colon).replaceAll(/[[\]]/g, '') || '127.0.0.1', port: Number(text.slice(colon + 1)) };
-  });
+import { address, list, type Settings, type Values } from '#shared/config/settings.ts';
+import { logSettings } from '#shared/telemetry/telemetry-settings.ts';
 
 export const SETTINGS = {
   ...busSettings,
   listen: {
     env: 'KINDLING_GATEWAY_LISTEN',
-    schema: address,
+    schema: address('127.0.0.1'),
     default: '127.0.0.1:8460',
     help: 'host:port that takes events, and serves /healthz and /metrics',
   },
@@ -31,12 +24,7 @@ export const SETTINGS = {
     schema: list,
     help: 'Whose images are acted on: host[:port], host/path, host/path/* or *, separated by commas; none by default',
   },
-  logLevel: {
-    env: 'KINDLING_LOG_LEVEL',
-    schema: z.enum(['trace', 'debug', 'info', 'warn', 'error', 'fatal']),
-    default: 'info',
-    help: 'Least severe level that is logged',
-  },
+  ...logSettings,
 } as const satisfies Settings;
 
 export type GatewayValues = Values<typeof SETTINGS>;

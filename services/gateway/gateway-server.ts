@@ -7,6 +7,7 @@ import type { AllowedRepositories } from '#shared/registry/allowed-repositories.
 import type { Logger } from '#shared/telemetry/logger.ts';
 import { Counter, type Registry } from '#shared/telemetry/metrics.ts';
 import { IntakeError, takeCloudEvents, takeNotification, type Taken } from './intake.ts';
+import type { Address } from '#shared/config/settings.ts';
 
 export interface GatewayServerDeps {
   readonly bus: Bus;
@@ -66,10 +67,7 @@ export class GatewayServer implements AsyncDisposable {
     this.#server.maxConnections = LIMITS.connections;
   }
 
-  static async listen(
-    deps: GatewayServerDeps,
-    address: { readonly host: string; readonly port: number },
-  ): Promise<GatewayServer> {
+  static async listen(deps: GatewayServerDeps, address: Address): Promise<GatewayServer> {
     const gateway = new GatewayServer(deps);
     await new Promise<void>((resolve, reject) => {
       gateway.#server.once('error', reject);

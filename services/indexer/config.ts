@@ -3,6 +3,7 @@ import { z } from 'zod';
 import { busSettings } from '#shared/bus/open-bus.ts';
 import { flag, integer, list, type Settings, type Values } from '#shared/config/settings.ts';
 import { registrySettings } from '#shared/registry/registry-settings.ts';
+import { telemetrySettings } from '#shared/telemetry/telemetry-settings.ts';
 
 export const SETTINGS = {
   ...busSettings,
@@ -42,25 +43,7 @@ export const SETTINGS = {
     default: 'false',
     help: 'Also push the indexes beside the image into its registry, as an artifact that refers to it',
   },
-  metrics: {
-    env: 'KINDLING_METRICS',
-    schema: z
-      .string()
-      .regex(/^[^\s:]*:\d{1,5}$/, 'host:port')
-      .optional()
-      .transform((text) => {
-        if (text === undefined) return undefined;
-        const colon = text.lastIndexOf(':');
-        return { host: text.slice(0, colon) || '127.0.0.1', port: Number(text.slice(colon + 1)) };
-      }),
-    help: 'Address (host:port) that serves /metrics and /healthz; none by default',
-  },
-  logLevel: {
-    env: 'KINDLING_LOG_LEVEL',
-    schema: z.enum(['trace', 'debug', 'info', 'warn', 'error', 'fatal']),
-    default: 'info',
-    help: 'Least severe level that is logged',
-  },
+  ...telemetrySettings,
 } as const satisfies Settings;
 
 export type IndexerValues = Values<typeof SETTINGS>;

@@ -5,17 +5,8 @@ import { bytes, flag, integer, list, type Values } from '#shared/config/settings
 import { indexSettings } from '#shared/indexes/index-settings.ts';
 import { peerSettings } from './peers/peer-settings.ts';
 import { registrySettings } from '#shared/registry/registry-settings.ts';
+import { telemetrySettings } from '#shared/telemetry/telemetry-settings.ts';
 
-/** `host:port`, `:port`, or nothing for none. */
-const address = z
-  .string()
-  .regex(/^([^\s:]*|\[[0-9a-f:]+\]):\d{1,5}$/i, 'host:port')
-  .optional()
-  .transform((text) => {
-    if (text === undefined) return undefined;
-    const colon = text.lastIndexOf(':');
-    return { host: text.slice(0, colon) || '127.0.0.1', port: Number(text.slice(colon + 1)) };
-  });
 const absolute = z.string().startsWith('/', 'an absolute path');
 
 /** Settings of the node agent. */
@@ -112,23 +103,13 @@ export const SETTINGS = {
     default: '*',
     help: 'Images that this node pulls lazily by itself once the cluster has indexed them: host[:port], host/path, host/path/*, * or "none"',
   },
-  metrics: {
-    env: 'KINDLING_METRICS',
-    schema: address,
-    help: 'Address (host:port) that serves /metrics and /healthz; none by default',
-  },
   fuse: {
     env: 'KINDLING_FUSE',
     schema: z.enum(['auto', 'device', 'native']),
     default: 'auto',
     help: 'FUSE transport: device survives the end of the agent (Linux >= 6.9), native is fuse-native',
   },
-  logLevel: {
-    env: 'KINDLING_LOG_LEVEL',
-    schema: z.enum(['trace', 'debug', 'info', 'warn', 'error', 'fatal']),
-    default: 'info',
-    help: 'Least severe level that is logged',
-  },
+  ...telemetrySettings,
 } as const;
 
 export type AgentValues = Values<typeof SETTINGS>;

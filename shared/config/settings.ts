@@ -93,6 +93,24 @@ export const list = z
       .filter((part) => part !== ''),
   );
 
+/** Where a service listens; the port is not checked to be free. */
+export interface Address {
+  readonly host: string;
+  readonly port: number;
+}
+
+const addressText = z.string().regex(/^([^\s:]*|\[[0-9a-f:]+\]):\d{1,5}$/i, 'host:port');
+/** `host:port` or `[IPv6]:port`; `:port` means `defaultHost`. */
+export const address = (defaultHost: string) => addressText.transform((text) => toAddress(text, defaultHost));
+/** The same, or nothing for none. */
+export const optionalAddress = (defaultHost: string) =>
+  addressText.optional().transform((text) => (text === undefined ? undefined : toAddress(text, defaultHost)));
+
+function toAddress(text: string, defaultHost: string): Address {
+  const colon = text.lastIndexOf(':');
+  return { host: text.slice(0, colon).replaceAll(/[[\]]/g, '') || defaultHost, port: Number(text.slice(colon + 1)) };
+}
+
 function distance(a: string, b: string): number {
   let row = Array.from({ length: b.length + 1 }, (_, i) => i);
   for (let i = 1; i <= a.length; i++) {

@@ -35,8 +35,8 @@ export function fragmentsOfBlock(block: Buffer, at: number, count: number, into:
     if (block[entry] === 0) return;
     if (into.length >= MAX_FRAGMENTS) throw tooMany();
     into.push({
-      offset: tarNumber(block, entry, 12, 'a sparse offset'),
-      length: tarNumber(block, entry + 12, 12, 'a sparse length'),
+      offset: tarNumber(block, { at: entry, bytes: 12 }, 'a sparse offset'),
+      length: tarNumber(block, { at: entry + 12, bytes: 12 }, 'a sparse length'),
     });
   }
 }

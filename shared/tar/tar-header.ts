@@ -3,13 +3,35 @@ import { tarNumber } from './tar-number.ts';
 
 export const TAR_BLOCK_BYTES = 512;
 
-/**
- * One 512-byte header, all variants (POSIX.1-2001 pax, GNU tar `tar.h`):
- *
- *   0  name[100]   100 mode[8]    108 uid[8]      116 gid[8]       124 size[12]   136 mtime[12]   148 chksum[8]
- * 156  typeflag[1] 157 linkname[100]  257 magic[6] + version[2]    265 uname[32]  297 gname[32]   329 devmajor[8]
- * 337  devminor[8] 345 ustar: prefix[155], star: prefix[131]; GNU: 386 sparse[4 x 24], 482 isextended, 483 realsize[12]
- */
+/** Where the fields of a 512-byte header are, in all variants: ustar and star (POSIX.1-2001 pax), GNU (GNU tar `tar.h`). */
+export const TAR_FIELDS = {
+  name: { at: 0, bytes: 100 },
+  mode: { at: 100, bytes: 8 },
+  uid: { at: 108, bytes: 8 },
+  gid: { at: 116, bytes: 8 },
+  size: { at: 124, bytes: 12 },
+  mtime: { at: 136, bytes: 12 },
+  checksum: { at: 148, bytes: 8 },
+  type: { at: 156, bytes: 1 },
+  linkName: { at: 157, bytes: 100 },
+  magic: { at: 257, bytes: 8 },
+  deviceMajor: { at: 329, bytes: 8 },
+  deviceMinor: { at: 337, bytes: 8 },
+  prefix: { at: 345, bytes: 155 },
+  starPrefix: { at: 345, bytes: 131 },
+  gnuSparse: { at: 386, bytes: 96 },
+  gnuIsExtended: { at: 482, bytes: 1 },
+  gnuRealSize: { at: 483, bytes: 12 },
+  starMagic: { at: 508, bytes: 4 },
+} as const satisfies Record<string, TarField>;
+
+export interface TarField {
+  /** Byte within the header. */
+  readonly at: number;
+  readonly bytes: number;
+}
+
+/** One header, whichever variant it is of. */
 export interface TarHeader {
   readonly name: Buffer;
   readonly linkName: Buffer;
@@ -25,39 +47,46 @@ export interface TarHeader {
   readonly gnu: boolean;
 }
 
+const F = TAR_FIELDS;
+
 /** @throws LayerError `malformed` on a wrong checksum or number; `where` names the header's place. */
 export function parseTarHeader(block: Buffer, where: string): TarHeader {
   checkSum(block, where);
-  const gnu = block.toString('latin1', 257, 265) === 'ustar  \0';
-  const posix = block.toString('latin1', 257, 263) === 'ustar\0';
-  const star = posix && block.toString('latin1', 508, 512) === 'tar\0';
-  let name = text(block, 0, 100);
+  const gnu = latin1(block, F.magic) === 'ustar  \0';
+  const posix = latin1(block, F.magic).startsWith('ustar\0');
+  const star = posix && latin1(block, F.starMagic) === 'tar\0';
+  let name = text(block, F.name);
   if (posix) {
-    const prefix = text(block, 345, star ? 131 : 155);
+    const prefix = text(block, star ? F.starPrefix : F.prefix);
     if (prefix.length > 0) name = Buffer.concat([prefix, Buffer.from('/'), name]);
   }
-  const ancient = block[156] === 0;
+  const type = block[F.type.at] ?? 0;
+  const ancient = type === 0;
   const device = gnu || posix;
   return {
     name,
-    linkName: text(block, 157, 100),
-    type: ancient ? (name.at(-1) === 0x2f ? '5' : '0') : String.fromCharCode(block[156] ?? 0),
-    mode: tarNumber(block, 100, 8, 'mode'),
-    uid: tarNumber(block, 108, 8, 'uid'),
-    gid: tarNumber(block, 116, 8, 'gid'),
-    size: tarNumber(block, 124, 12, 'size'),
-    mtime: tarNumber(block, 136, 12, 'mtime'),
-    deviceMajor: device ? tarNumber(block, 329, 8, 'devmajor') : 0,
-    deviceMinor: device ? tarNumber(block, 337, 8, 'devminor') : 0,
+    linkName: text(block, F.linkName),
+    type: ancient ? (name.at(-1) === 0x2f ? '5' : '0') : String.fromCharCode(type),
+    mode: tarNumber(block, F.mode, 'mode'),
+    uid: tarNumber(block, F.uid, 'uid'),
+    gid: tarNumber(block, F.gid, 'gid'),
+    size: tarNumber(block, F.size, 'size'),
+    mtime: tarNumber(block, F.mtime, 'mtime'),
+    deviceMajor: device ? tarNumber(block, F.deviceMajor, 'devmajor') : 0,
+    deviceMinor: device ? tarNumber(block, F.deviceMinor, 'devminor') : 0,
     gnu,
   };
 }
 
 /** A NUL-terminated field. */
-function text(block: Buffer, at: number, length: number): Buffer {
-  const field = block.subarray(at, at + length);
+function text(block: Buffer, { at, bytes }: TarField): Buffer {
+  const field = block.subarray(at, at + bytes);
   const end = field.indexOf(0);
   return end < 0 ? field : field.subarray(0, end);
+}
+
+function latin1(block: Buffer, { at, bytes }: TarField): string {
+  return block.toString('latin1', at, at + bytes);
 }
 
 /** The sum of all bytes with the checksum field as spaces; some old writers summed signed bytes. */
@@ -65,11 +94,11 @@ function checkSum(block: Buffer, where: string): void {
   let unsigned = 0;
   let signed = 0;
   for (let i = 0; i < TAR_BLOCK_BYTES; i++) {
-    const byte = i >= 148 && i < 156 ? 0x20 : (block[i] ?? 0);
+    const byte = i >= F.checksum.at && i < F.checksum.at + F.checksum.bytes ? 0x20 : (block[i] ?? 0);
     unsigned += byte;
     signed += byte < 128 ? byte : byte - 256;
   }
-  const wanted = tarNumber(block, 148, 8, 'chksum');
+  const wanted = tarNumber(block, F.checksum, 'chksum');
   if (wanted !== unsigned && wanted !== signed) {
     throw new LayerError(
       'malformed',

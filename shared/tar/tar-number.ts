@@ -1,4 +1,5 @@
 import { LayerError } from '#shared/layer/layer-index.ts';
+import type { TarField } from './tar-header.ts';
 
 /**
  * A numeric field of a tar header: octal digits between spaces and NULs, or, with the first bit set, a big-endian
@@ -6,7 +7,8 @@ import { LayerError } from '#shared/layer/layer-index.ts';
  *
  * @throws LayerError `malformed` when it is neither or not a safe integer.
  */
-export function tarNumber(block: Buffer, at: number, length: number, what: string): number {
+export function tarNumber(block: Buffer, field: TarField, what: string): number {
+  const { at, bytes: length } = field;
   const first = block[at] ?? 0;
   if (first & 0x80) return base256(block, at, length, what);
   let value = 0;

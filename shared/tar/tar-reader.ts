@@ -7,7 +7,7 @@ import {
   SparseMapText,
   sparseExtents,
 } from './sparse-map.ts';
-import { isZeroBlock, parseTarHeader, TAR_BLOCK_BYTES, type TarHeader } from './tar-header.ts';
+import { isZeroBlock, parseTarHeader, TAR_BLOCK_BYTES, TAR_FIELDS, type TarHeader } from './tar-header.ts';
 import { decimal, paxTime, tarNumber } from './tar-number.ts';
 import { cleanPath } from './tar-path.ts';
 
@@ -208,9 +208,9 @@ export class TarReader {
     const merged: TarHeader = { ...header, size };
     if (header.type === 'S') {
       this.#fragments = [];
-      fragmentsOfBlock(block, 386, 4, this.#fragments);
-      const realSize = tarNumber(block, 483, 12, 'the real size of a sparse file');
-      if (block[482] === 0) this.#emit(merged, this.#fragments, realSize, size);
+      fragmentsOfBlock(block, TAR_FIELDS.gnuSparse.at, 4, this.#fragments);
+      const realSize = tarNumber(block, TAR_FIELDS.gnuRealSize, 'the real size of a sparse file');
+      if (block[TAR_FIELDS.gnuIsExtended.at] === 0) this.#emit(merged, this.#fragments, realSize, size);
       else this.#state = { at: 'sparse-blocks', header: merged, realSize };
       return;
     }

@@ -1,5 +1,5 @@
 import type { EntryType, LayerEntry } from '#shared/layer/layer-index.ts';
-import { TAR_BLOCK_BYTES } from './tar-header.ts';
+import { TAR_BLOCK_BYTES, TAR_FIELDS, type TarField } from './tar-header.ts';
 
 /** What ends an archive. */
 export const TAR_END = Buffer.alloc(2 * TAR_BLOCK_BYTES);
@@ -93,26 +93,23 @@ interface Block {
 
 function block(fields: Block): Buffer {
   const block = Buffer.alloc(TAR_BLOCK_BYTES);
-  fields.name.copy(block, 0, 0, 100);
-  octal(block, 100, 8, fields.mode);
-  octal(block, 108, 8, fields.uid);
-  octal(block, 116, 8, fields.gid);
-  octal(block, 124, 12, fields.size);
-  octal(block, 136, 12, fields.mtime);
-  block.fill(0x20, 148, 156);
-  block.write(fields.type, 156, 'latin1');
-  fields.linkName.copy(block, 157, 0, 100);
-  block.write('ustar\u000000', 257, 'latin1');
-  octal(block, 329, 8, fields.deviceMajor);
-  octal(block, 337, 8, fields.deviceMinor);
+  const { name, linkName, checksum } = TAR_FIELDS;
+  fields.name.copy(block, name.at, 0, name.bytes);
+  for (const key of ['mode', 'uid', 'gid', 'size', 'mtime', 'deviceMajor', 'deviceMinor'] as const) {
+    octal(block, TAR_FIELDS[key], fields[key]);
+  }
+  block.fill(0x20, checksum.at, checksum.at + checksum.bytes);
+  block.write(fields.type, TAR_FIELDS.type.at, 'latin1');
+  fields.linkName.copy(block, linkName.at, 0, linkName.bytes);
+  block.write('ustar\u000000', TAR_FIELDS.magic.at, 'latin1');
   let sum = 0;
   for (const byte of block) sum += byte;
-  block.write(`${sum.toString(8).padStart(6, '0')}\0 `, 148, 'latin1');
+  block.write(`${sum.toString(8).padStart(6, '0')}\0 `, checksum.at, 'latin1');
   return block;
 }
 
-function octal(block: Buffer, at: number, length: number, value: number): void {
-  block.write(value.toString(8).padStart(length - 1, '0'), at, 'latin1');
+function octal(block: Buffer, { at, bytes }: TarField, value: number): void {
+  block.write(value.toString(8).padStart(bytes - 1, '0'), at, 'latin1');
 }
 
 /** `LENGTH KEY=VALUE\n` where LENGTH counts its own digits too. */

@@ -1,5 +1,6 @@
 import { createServer, type Server } from 'node:http';
 import { Registry, collectDefaultMetrics } from 'prom-client';
+import type { Address } from '#shared/config/settings.ts';
 
 export { Counter, Gauge, Histogram, Registry } from 'prom-client';
 
@@ -11,11 +12,7 @@ export function createMetrics(): Registry {
 }
 
 /** Serves `/metrics` and `/healthz` on `host:port`; port 0 picks a free one. */
-export async function serveMetrics(
-  registry: Registry,
-  address: { readonly host: string; readonly port: number },
-  healthy: () => boolean,
-): Promise<Server> {
+export async function serveMetrics(registry: Registry, address: Address, healthy: () => boolean): Promise<Server> {
   const server = createServer((request, response) => {
     if (request.url === '/healthz') {
       response.writeHead(healthy() ? 200 : 503).end(healthy() ? 'ok\n' : 'not ready\n');

@@ -1,16 +1,16 @@
 import { readFile } from 'node:fs/promises';
 import { networkInterfaces } from 'node:os';
 import { z } from 'zod';
-import { bytes, flag, optionalText, SettingsError, type Settings, type Values } from '#shared/config/settings.ts';
+import {
+  address,
+  bytes,
+  flag,
+  optionalText,
+  SettingsError,
+  type Settings,
+  type Values,
+} from '#shared/config/settings.ts';
 import type { PeerTls } from './peer-client.ts';
-
-const address = z
-  .string()
-  .regex(/^([^\s:]*|\[[0-9a-f:]+\]):\d{1,5}$/i, 'host:port')
-  .transform((text) => {
-    const colon = text.lastIndexOf(':');
-    return { host: text.slice(0, colon).replaceAll(/[[\]]/g, '') || '0.0.0.0', port: Number(text.slice(colon + 1)) };
-  });
 
 /** How a node shares layers with others; without NATS_URL none of it is used. */
 export const peerSettings = {
@@ -22,7 +22,7 @@ export const peerSettings = {
   },
   peerListen: {
     env: 'KINDLING_PEER_LISTEN',
-    schema: address,
+    schema: address('0.0.0.0'),
     default: '0.0.0.0:8461',
     help: 'host:port where other nodes get spans',
   },
