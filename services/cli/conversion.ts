@@ -6,23 +6,21 @@ import type { Platform } from '#shared/registry/manifest.ts';
 import { formatReference, parseReference } from '#shared/registry/reference.ts';
 import { byteText } from './byte-text.ts';
 import { ProgressBar } from './progress-bar.ts';
-import { registryAccess } from './registry-access.ts';
+import { wholeNumber } from './option-values.ts';
+import { registryAccess, type RegistryFlags, withRegistryOptions } from './registry-access.ts';
 
 /** Flags of every command that writes an image anew. */
-export interface ConversionFlags {
+export interface ConversionFlags extends RegistryFlags {
   readonly format: ConvertFormat;
   readonly chunkSize?: number;
   readonly minChunkSize?: number;
   readonly level?: number;
   readonly spool?: string;
-  readonly plainHttp: readonly string[];
-  readonly json?: true;
-  readonly verbose?: true;
 }
 
 export function withConversionOptions(command: Command): Command {
   const formats = ['estargz', 'zstd-chunked'];
-  return command
+  command
     .addOption(new Option('--format <format>', 'format of the layers').choices(formats).default('estargz'))
     .option(
       '--chunk-size <bytes>',
@@ -31,15 +29,8 @@ export function withConversionOptions(command: Command): Command {
     )
     .option('--min-chunk-size <bytes>', 'let small files share a part of this size (eStargz)', size)
     .option('--level <n>', 'compression level', wholeNumber)
-    .option('--spool <dir>', 'where layers are kept until they are uploaded (default: the temp folder)')
-    .option(
-      '--plain-http <host>',
-      'speak plain HTTP to this host[:port] (may be repeated; loopback always)',
-      collect,
-      [],
-    )
-    .option('--json', 'print the result as JSON')
-    .option('-v, --verbose', 'log requests that are tried again');
+    .option('--spool <dir>', 'where layers are kept until they are uploaded (default: the temp folder)');
+  return withRegistryOptions(command);
 }
 
 /** Converts and shows how far it is. */
@@ -89,15 +80,6 @@ export function conversionText(dst: string, result: ConvertResult): string {
   }
   lines.push(formatReference({ ...parseReference(dst), digest: result.descriptor.digest }));
   return lines.join('\n');
-}
-
-export function collect(value: string, before: readonly string[]): string[] {
-  return [...before, value];
-}
-
-export function wholeNumber(value: string): number {
-  if (/^\d{1,6}$/.test(value)) return Number(value);
-  throw new InvalidArgumentError('write a whole number');
 }
 
 function show(bar: ProgressBar, layers: readonly ConvertProgress[]): void {

@@ -1,5 +1,5 @@
 import type { EntryType, LayerEntry } from '#shared/layer/layer-index.ts';
-import { TAR_BLOCK_BYTES, TAR_FIELDS, type TarField } from './tar-header.ts';
+import { TAR_BLOCK_BYTES, TAR_FIELDS, type TarField, type TarHeader } from './tar-header.ts';
 
 /** What ends an archive. */
 export const TAR_END = Buffer.alloc(2 * TAR_BLOCK_BYTES);
@@ -78,20 +78,7 @@ export function tarPadding(size: number): Buffer {
   return Buffer.alloc((TAR_BLOCK_BYTES - (size % TAR_BLOCK_BYTES)) % TAR_BLOCK_BYTES);
 }
 
-interface Block {
-  readonly name: Buffer;
-  readonly linkName: Buffer;
-  readonly type: string;
-  readonly mode: number;
-  readonly uid: number;
-  readonly gid: number;
-  readonly size: number;
-  readonly mtime: number;
-  readonly deviceMajor: number;
-  readonly deviceMinor: number;
-}
-
-function block(fields: Block): Buffer {
+function block(fields: Omit<TarHeader, 'gnu'>): Buffer {
   const block = Buffer.alloc(TAR_BLOCK_BYTES);
   const { name, linkName, checksum } = TAR_FIELDS;
   fields.name.copy(block, name.at, 0, name.bytes);

@@ -1,13 +1,8 @@
 import { readFile } from 'node:fs/promises';
 import { Command } from 'commander';
 import { parsePlatform } from '#shared/registry/platform.ts';
-import {
-  collect,
-  type ConversionFlags,
-  conversionText,
-  convertWithProgress,
-  withConversionOptions,
-} from '../conversion.ts';
+import { type ConversionFlags, conversionText, convertWithProgress, withConversionOptions } from '../conversion.ts';
+import { collect } from '../option-values.ts';
 import { untilInterrupted } from '../until-interrupted.ts';
 
 interface Flags extends ConversionFlags {

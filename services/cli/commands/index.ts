@@ -15,18 +15,15 @@ import { byteText } from '../byte-text.ts';
 import { clusterAccess } from '../cluster-access.ts';
 import { summaryOf, type IndexSummary } from '../index-summary.ts';
 import { ProgressBar } from '../progress-bar.ts';
-import { registryAccess } from '../registry-access.ts';
+import { registryAccess, type RegistryFlags, withRegistryOptions } from '../registry-access.ts';
 import { table } from '../table.ts';
 import { untilInterrupted } from '../until-interrupted.ts';
 
-interface Flags {
+interface Flags extends RegistryFlags {
   readonly platform?: string;
   readonly nats?: string;
   readonly push?: true;
   readonly output?: string;
-  readonly plainHttp: readonly string[];
-  readonly json?: true;
-  readonly verbose?: true;
 }
 
 interface IndexedLayer extends Partial<IndexSummary> {
@@ -39,7 +36,7 @@ interface IndexedLayer extends Partial<IndexSummary> {
 }
 
 export function command(): Command {
-  return new Command('index')
+  const indexCommand = new Command('index')
     .summary('build the layer indexes of an image, so that its layers can be read lazily as they are')
     .description(
       'Reads each layer once (eStargz and zstd:chunked: only its table of contents). The indexes go to the cluster when --nats or NATS_URL names ' +
@@ -49,18 +46,10 @@ export function command(): Command {
     .option('--platform <os/arch>', 'platform to choose from an index (default: this machine)')
     .option('--nats <url>', 'NATS server of the cluster (default: $NATS_URL)')
     .option('--push', 'push the indexes beside the image, as an artifact that refers to it')
-    .option('-o, --output <folder>', 'write each index to a file named after its layer')
-    .option(
-      '--plain-http <host>',
-      'speak plain HTTP to this host[:port] (may be repeated; loopback always)',
-      collect,
-      [],
-    )
-    .option('--json', 'print as JSON')
-    .option('-v, --verbose', 'log requests that are tried again')
-    .action(async (image: string, flags: Flags) => {
-      await untilInterrupted((signal) => index(image, flags, signal));
-    });
+    .option('-o, --output <folder>', 'write each index to a file named after its layer');
+  return withRegistryOptions(indexCommand).action(async (image: string, flags: Flags) => {
+    await untilInterrupted((signal) => index(image, flags, signal));
+  });
 }
 
 async function index(image: string, flags: Flags, signal: AbortSignal): Promise<void> {
@@ -147,8 +136,4 @@ function print(flags: Flags, image: string, layers: readonly IndexedLayer[], pub
       ? `Published to: ${published.join(', ')}`
       : 'Not published: name a cluster with --nats, or use --push or --output',
   );
-}
-
-function collect(value: string, before: readonly string[]): string[] {
-  return [...before, value];
 }

@@ -17,16 +17,13 @@ import { byteText } from '../byte-text.ts';
 import { clusterAccess } from '../cluster-access.ts';
 import { fileDigest } from '../file-digest.ts';
 import { summaryOf, type IndexSummary } from '../index-summary.ts';
-import { registryAccess } from '../registry-access.ts';
+import { registryAccess, type RegistryFlags, withRegistryOptions } from '../registry-access.ts';
 import { table } from '../table.ts';
 import { untilInterrupted } from '../until-interrupted.ts';
 
-interface Flags {
+interface Flags extends RegistryFlags {
   readonly platform?: string;
   readonly nats?: string;
-  readonly plainHttp: readonly string[];
-  readonly json?: true;
-  readonly verbose?: true;
 }
 
 interface LayerReport extends Partial<IndexSummary> {
@@ -41,32 +38,24 @@ interface LayerReport extends Partial<IndexSummary> {
 }
 
 export function command(): Command {
-  return new Command('inspect')
+  const inspectCommand = new Command('inspect')
     .summary('say what an image consists of, which layers will be lazy, and why the others will not')
     .argument(
       '<image or file>',
       'image in a registry; or a file: a layer blob, or an index that "kindling index -o" has written',
     )
     .option('--platform <os/arch>', 'platform to choose from an index (default: this machine)')
-    .option('--nats <url>', 'NATS server of the cluster whose indexes count (default: $NATS_URL)')
-    .option(
-      '--plain-http <host>',
-      'speak plain HTTP to this host[:port] (may be repeated; loopback always)',
-      collect,
-      [],
-    )
-    .option('--json', 'print as JSON')
-    .option('-v, --verbose', 'log requests that are tried again')
-    .action(async (target: string, flags: Flags) => {
-      await untilInterrupted(async (signal) => {
-        const isFile = await stat(target).then(
-          (found) => found.isFile(),
-          () => false,
-        );
-        if (isFile) await inspectFile(target, flags, signal);
-        else await inspectImage(target, flags, signal);
-      });
+    .option('--nats <url>', 'NATS server of the cluster whose indexes count (default: $NATS_URL)');
+  return withRegistryOptions(inspectCommand).action(async (target: string, flags: Flags) => {
+    await untilInterrupted(async (signal) => {
+      const isFile = await stat(target).then(
+        (found) => found.isFile(),
+        () => false,
+      );
+      if (isFile) await inspectFile(target, flags, signal);
+      else await inspectImage(target, flags, signal);
     });
+  });
 }
 
 async function inspectImage(image: string, flags: Flags, signal: AbortSignal): Promise<void> {
@@ -225,8 +214,4 @@ function layerTable(layers: readonly LayerReport[]): string {
     layer.lazy,
   ]);
   return table(head, rows, [2, 3, 4, 5, 6]);
-}
-
-function collect(value: string, before: readonly string[]): string[] {
-  return [...before, value];
 }

@@ -1,32 +1,22 @@
 import { randomBytes } from 'node:crypto';
 import { writeFile } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { Command, Option } from 'commander';
+import { Command } from 'commander';
 import { runContainer } from '#shared/containerd/container.ts';
 import { ContainerdClient } from '#shared/containerd/containerd-client.ts';
 import { ContentStore } from '#shared/containerd/content-store.ts';
 import { ImageRecords } from '#shared/containerd/image-records.ts';
 import { hostPlatform } from '#shared/registry/platform.ts';
 import { formatReference, parseReference } from '#shared/registry/reference.ts';
-import { agentOf, controlSocketOption, type AgentFlags } from '../agent-access.ts';
-import {
-  collect,
-  type ConversionFlags,
-  conversionText,
-  convertWithProgress,
-  wholeNumber,
-  withConversionOptions,
-} from '../conversion.ts';
+import { agentOf } from '../agent-access.ts';
+import { type ContainerFlags, withContainerOptions } from '../container-options.ts';
+import { type ConversionFlags, conversionText, convertWithProgress, withConversionOptions } from '../conversion.ts';
+import { wholeNumber } from '../option-values.ts';
 import { OpenRecorder, RecordError } from '../open-recorder.ts';
 import { untilInterrupted } from '../until-interrupted.ts';
 import { pullImage } from './pull.ts';
 
-interface Flags extends AgentFlags, ConversionFlags {
-  readonly containerd: string;
-  readonly namespace: string;
-  readonly snapshotter: string;
-  readonly env: readonly string[];
-  readonly hostNetwork?: true;
+interface Flags extends ContainerFlags, ConversionFlags {
   readonly period: number;
   readonly record?: string;
 }
@@ -44,26 +34,8 @@ export function command(): Command {
     .argument('<dst>', 'name and tag to push to')
     .argument('[command...]', "command in place of the image's own; options for kindling stand before the image")
     .option('--period <seconds>', 'how long the start is watched, if it does not end earlier', wholeNumber, 10)
-    .option('--record <file>', 'also write the list of files there (for convert --prioritize)')
-    .option('-e, --env <name=value>', 'environment variable (may be repeated)', collect, [])
-    .option('--host-network', "use the machine's network")
-    .addOption(controlSocketOption())
-    .addOption(
-      new Option('--containerd <path>', "containerd's socket")
-        .env('KINDLING_CONTAINERD')
-        .default('/run/containerd/containerd.sock'),
-    )
-    .addOption(
-      new Option('-n, --namespace <name>', 'containerd namespace').env('KINDLING_NAMESPACE').default('default'),
-    )
-    .addOption(
-      new Option(
-        '--snapshotter <name>',
-        'snapshotter to start with; with another than ours the image must be pulled already',
-      )
-        .env('KINDLING_SNAPSHOTTER')
-        .default('kindling'),
-    );
+    .option('--record <file>', 'also write the list of files there (for convert --prioritize)');
+  withContainerOptions(optimize, 'snapshotter to start with; with another than ours the image must be pulled already');
   // As with `run`: what stands behind the names belongs to the container.
   return withConversionOptions(optimize)
     .passThroughOptions()

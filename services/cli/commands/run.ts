@@ -1,5 +1,5 @@
 import { randomBytes } from 'node:crypto';
-import { Command, Option } from 'commander';
+import { Command } from 'commander';
 import { runContainer, type ContainerExit } from '#shared/containerd/container.ts';
 import { ContainerdClient } from '#shared/containerd/containerd-client.ts';
 import { ContainerdError } from '#shared/containerd/containerd-error.ts';
@@ -9,20 +9,15 @@ import type { ControlClient } from '#shared/control/control-client.ts';
 import type { Trace } from '#shared/control/control-protocol.ts';
 import { hostPlatform, parsePlatform } from '#shared/registry/platform.ts';
 import { formatReference, parseReference } from '#shared/registry/reference.ts';
-import { agentOf, controlSocketOption, type AgentFlags } from '../agent-access.ts';
+import { agentOf } from '../agent-access.ts';
 import { byteText } from '../byte-text.ts';
+import { type ContainerFlags, withContainerOptions } from '../container-options.ts';
 import { untilInterrupted } from '../until-interrupted.ts';
 import { waterfall, type Stage } from '../waterfall.ts';
 import { pullImage } from './pull.ts';
 
-interface Flags extends AgentFlags {
-  readonly containerd: string;
-  readonly namespace: string;
-  readonly snapshotter: string;
+interface Flags extends ContainerFlags {
   readonly platform?: string;
-  readonly env: readonly string[];
-  readonly hostNetwork?: true;
-  readonly keep?: true;
   readonly json?: true;
 }
 
@@ -44,36 +39,16 @@ interface StartReport {
 const CLEANUP_MS = 30_000;
 
 export function command(): Command {
-  return new Command('run')
+  const run = new Command('run')
     .summary('start a container, pulling its image lazily if needed, and show where the time went')
     .description(
       'Prints what the container prints; the waterfall goes to stderr. Ends with the exit code of the container.',
     )
     .argument('<image>', 'image to start')
     .argument('[command...]', "command in place of the image's own; options for kindling stand before the image")
-    .addOption(controlSocketOption())
-    .addOption(
-      new Option('--containerd <path>', "containerd's socket")
-        .env('KINDLING_CONTAINERD')
-        .default('/run/containerd/containerd.sock'),
-    )
-    .addOption(
-      new Option('-n, --namespace <name>', 'containerd namespace').env('KINDLING_NAMESPACE').default('default'),
-    )
-    .addOption(
-      new Option('--snapshotter <name>', "our name in containerd's configuration")
-        .env('KINDLING_SNAPSHOTTER')
-        .default('kindling'),
-    )
     .option('--platform <os/arch>', 'platform to choose from an index (default: this machine)')
-    .option(
-      '-e, --env <name=value>',
-      'environment variable (may be repeated)',
-      (value, all: string[]) => [...all, value],
-      [],
-    )
-    .option('--host-network', "use the machine's network")
-    .option('--json', 'print the waterfall as JSON')
+    .option('--json', 'print the waterfall as JSON');
+  return withContainerOptions(run, "our name in containerd's configuration")
     .passThroughOptions()
     .action(async (image: string, args: string[], flags: Flags) => {
       process.exitCode = await untilInterrupted(async (signal) => await start(image, args, flags, signal));
