@@ -19,7 +19,7 @@ export interface LayerChange {
 
 export interface Located {
   readonly span: number;
-  /** Nodes that have it, some at random; else the one that fetches it; else nobody: it is leased to the asker. */
+  /** Others that have it, some at random; else the one that fetches it; else nobody: it is leased to the asker. */
   readonly from: readonly string[];
   readonly leased: boolean;
 }
@@ -68,10 +68,12 @@ export interface LayerTable {
   look(layer: Digest, nowMs: number, limits: { readonly samples: number; readonly unread: number }): Promise<LeaseView>;
   /** Makes those leases that are still possible; each span is leased to one node at a time. Returns which those are. */
   grant(layer: Digest, grants: readonly Grant[], nowMs: number, leaseMs: number): Promise<readonly Grant[]>;
+  /** `without`: nodes that are no use to the asker, whatever they have or fetch. */
   locate(
     layer: Digest,
     node: string,
     spans: readonly number[],
+    without: readonly string[],
     nowMs: number,
     leaseMs: number,
   ): Promise<readonly Located[]>;

@@ -80,7 +80,7 @@ export function directoryConformance(name: string, open: () => Promise<ChunkDire
   it('a slow holder cannot keep a lease for ever', async (directory, layer) => {
     const { layers: table } = directory;
     for (let now = 0; now < 10 * LEASE_MS; now += LEASE_MS / 2) {
-      const [located] = now === 0 ? [] : await table.locate(layer, 'b', [5], now, LEASE_MS);
+      const [located] = now === 0 ? [] : await table.locate(layer, 'b', [5], [], now, LEASE_MS);
       if (located?.leased === true) {
         assert.ok(now >= 4 * LEASE_MS, `given on after ${now} ms`);
         return;
@@ -94,7 +94,7 @@ export function directoryConformance(name: string, open: () => Promise<ChunkDire
     const { layers: table } = directory;
     await table.change(layer, 'a', { spanCount: 20, have: wants(1, 9) }, 0, LEASE_MS);
     await table.change(layer, 'b', { spanCount: 20, have: wants(1), fetching: [2] }, 0, LEASE_MS);
-    const located = await table.locate(layer, 'c', [1, 2, 3, 9], 0, LEASE_MS);
+    const located = await table.locate(layer, 'c', [1, 2, 3, 9], [], 0, LEASE_MS);
     assert.deepEqual(
       located.map(({ span, from, leased }) => [span, [...from].sort(), leased]),
       [
@@ -104,8 +104,27 @@ export function directoryConformance(name: string, open: () => Promise<ChunkDire
         [9, ['a'], false],
       ],
     );
-    const [again] = await table.locate(layer, 'd', [3], 0, LEASE_MS);
+    const [again] = await table.locate(layer, 'd', [3], [], 0, LEASE_MS);
     assert.deepEqual(again, { span: 3, from: ['c'], leased: false });
+  });
+
+  it('what only nodes have or fetch that are no use to the asker is leased to it', async (directory, layer) => {
+    const { layers: table } = directory;
+    await table.change(layer, 'slow', { spanCount: 20, have: wants(1, 2), fetching: [3] }, 0, LEASE_MS);
+    await table.change(layer, 'fast', { spanCount: 20, have: wants(2) }, 0, LEASE_MS);
+    assert.deepEqual(await table.locate(layer, 'c', [1, 2, 3], ['slow'], 0, LEASE_MS), [
+      { span: 1, from: [], leased: true },
+      { span: 2, from: ['fast'], leased: false },
+      { span: 3, from: [], leased: true },
+    ]);
+    // Others wait for who reads it now.
+    const others = await table.locate(layer, 'd', [1, 3], ['slow'], 0, LEASE_MS);
+    assert.deepEqual(
+      others.map(({ from }) => from),
+      [['c'], ['c']],
+    );
+    await table.change(layer, 'c', { spanCount: 20, gained: [1] }, 0, LEASE_MS);
+    assert.deepEqual((await table.look(layer, 0, LIMITS)).unread, []);
   });
 
   it('what the only holder has lost or taken with it is unread again once it is wanted', async (directory, layer) => {

@@ -115,8 +115,8 @@ export class Distributor {
 
   async locate(bytes: Uint8Array): Promise<LocateReply> {
     const { layers, nodes } = this.#deps.directory;
-    const { layer, node, spans } = decodeMessage(locateRequest, bytes, 'a request to locate spans');
-    const located = await layers.locate(layer, node, spans, this.#now(), LEASE_LIMITS.ttlMs);
+    const { layer, node, spans, without } = decodeMessage(locateRequest, bytes, 'a request to locate spans');
+    const located = await layers.locate(layer, node, spans, without, this.#now(), LEASE_LIMITS.ttlMs);
     const records = new Map<string, NodeRecord>();
     const names = [...new Set(located.flatMap(({ from }) => from))];
     for (const record of await nodes.get(names)) records.set(record.node, record);

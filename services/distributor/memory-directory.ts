@@ -89,14 +89,17 @@ export class MemoryDirectory implements ChunkDirectory {
         return [{ node: grant.node, spans }];
       });
     },
-    locate: async (layer, node, spans, nowMs, leaseMs) => {
+    locate: async (layer, node, spans, without, nowMs, leaseMs) => {
       const state = this.#layers.get(layer);
       if (state === undefined) return [];
+      const useless = new Set([node, ...without]);
       return spans.map((span): Located => {
-        const holders = [...state.members].flatMap(([other, has]) => (other !== node && has.has(span) ? [other] : []));
+        const holders = [...state.members].flatMap(([other, has]) =>
+          !useless.has(other) && has.has(span) ? [other] : [],
+        );
         if (holders.length > 0) return { span, from: this.#sample(holders, LOCATED_HOLDERS), leased: false };
         const lease = state.leases.get(span);
-        if (lease !== undefined && lease.untilMs > nowMs && lease.node !== node) {
+        if (lease !== undefined && lease.untilMs > nowMs && !useless.has(lease.node)) {
           return { span, from: [lease.node], leased: false };
         }
         this.#lease(state, span, node, nowMs, leaseMs);

@@ -119,7 +119,8 @@ export class RedisDirectory implements ChunkDirectory {
       }
       return accepted;
     },
-    locate: async (layer, node, spans, nowMs, leaseMs) => await this.#locate(layer, node, spans, nowMs, leaseMs),
+    locate: async (layer, node, spans, without, nowMs, leaseMs) =>
+      await this.#locate(layer, node, spans, without, nowMs, leaseMs),
     summaries: async (limit) => {
       const layers = (await this.#redis.smembers(LAYERS)).slice(0, limit);
       return (await Promise.all(layers.map(async (hex) => await this.#summary(digestOfHex(hex))))).flat();
@@ -157,10 +158,12 @@ export class RedisDirectory implements ChunkDirectory {
     layer: Digest,
     node: string,
     spans: readonly number[],
+    without: readonly string[],
     nowMs: number,
     leaseMs: number,
   ): Promise<readonly Located[]> {
-    const sample = (await this.#redis.srandmember(key(layer, 'members'), LOCATE_SAMPLE)).filter((one) => one !== node);
+    const members = await this.#redis.srandmember(key(layer, 'members'), LOCATE_SAMPLE);
+    const sample = members.filter((one) => one !== node && !without.includes(one));
     const bitmaps =
       sample.length === 0 ? [] : await this.#redis.mgetBuffer(...sample.map((one) => bitsKey(layer, one)));
     const holders = new Map(
@@ -173,7 +176,13 @@ export class RedisDirectory implements ChunkDirectory {
     const fetchers =
       missing.length === 0
         ? []
-        : ((await this.#eval(LEASE, layer, '', [], [node, nowMs, leaseMs, ...missing])) as string[]);
+        : ((await this.#eval(
+            LEASE,
+            layer,
+            '',
+            [],
+            [node, nowMs, leaseMs, JSON.stringify(without), ...missing],
+          )) as string[]);
     return spans.map((span): Located => {
       const from = holders.get(span) ?? [];
       if (from.length > 0) return { span, from, leased: false };

@@ -129,13 +129,18 @@ end
 return given
 `;
 
-/** ARGV: node, now, lease ms, spans. Returns for each span who fetches it: another node, or '' = leased to the asker now. */
+/**
+ * ARGV: node, now, lease ms, JSON list of nodes that are no use to it, spans. Returns for each span who fetches it: another node, or
+ * '' = leased to the asker now.
+ */
 export const LEASE = `${HEAD}
 local node, now, ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local useless = { [node] = true }
+for _, other in ipairs(cjson.decode(ARGV[4])) do useless[other] = true end
 local answer = {}
-for i = 4, #ARGV do
+for i = 5, #ARGV do
   local known = lease(ARGV[i])
-  if known and known.till > now and known.node ~= node then
+  if known and known.till > now and not useless[known.node] then
     answer[#answer + 1] = known.node
   else
     give(ARGV[i], node, now, ms)

@@ -2,7 +2,7 @@ import { z } from 'zod';
 import { isDigest, type Digest } from '#shared/digest/digest.ts';
 
 /** Of the messages between nodes and distributors. Both sides refuse what is not of their version. */
-export const DISTRIBUTION_VERSION = 1;
+export const DISTRIBUTION_VERSION = 2;
 
 export const DISTRIBUTION_LIMITS = {
   /** Of a layer that is shared: with spans of 512 KiB that is 256 GiB. */
@@ -11,6 +11,8 @@ export const DISTRIBUTION_LIMITS = {
   listed: 4096,
   /** Spans located with one request. */
   located: 64,
+  /** Nodes that one does not want to be sent to. */
+  avoided: 16,
   /** Nodes answered for a span. */
   holders: 4,
   neighbours: 64,
@@ -103,12 +105,14 @@ export const joinReply = z.discriminatedUnion('outcome', [
 ]);
 export type JoinReply = z.infer<typeof joinReply>;
 
-/** Where spans are that no neighbour has; what nobody has or fetches is leased to the asker. */
+/** Where spans are that no neighbour has; what no other node has or fetches is leased to the asker. */
 export const locateRequest = z.strictObject({
   version,
   node: nodeId,
   layer: digest,
   spans: z.array(span).min(1).max(DISTRIBUTION_LIMITS.located),
+  /** Not from these: they are too slow for the asker. */
+  without: z.array(nodeId).max(DISTRIBUTION_LIMITS.avoided),
 });
 export type LocateRequest = z.infer<typeof locateRequest>;
 export const locateReply = z.object({

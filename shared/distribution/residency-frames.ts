@@ -40,7 +40,7 @@ export function residencyBeat(): Buffer {
 /** Takes the stream as it comes. @throws ResidencyError from `push` when it is of a layer with another span count. */
 export class ResidencyReader {
   readonly #spanCount: number;
-  #rest = Buffer.alloc(0);
+  #rest: Buffer = Buffer.alloc(0);
   #begun = false;
 
   constructor(spanCount: number) {
@@ -48,7 +48,10 @@ export class ResidencyReader {
   }
 
   push(chunk: Uint8Array): ResidencyChange[] {
-    let bytes = this.#rest.length === 0 ? Buffer.from(chunk) : Buffer.concat([this.#rest, chunk]);
+    let bytes: Buffer =
+      this.#rest.length === 0
+        ? Buffer.from(chunk.buffer, chunk.byteOffset, chunk.byteLength)
+        : Buffer.concat([this.#rest, chunk]);
     const changes: ResidencyChange[] = [];
     if (!this.#begun) {
       const head = 4 + Math.ceil(this.#spanCount / 8);

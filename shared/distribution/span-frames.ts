@@ -45,7 +45,8 @@ export class FrameReader {
   }
 
   /** Frames that are whole now. @throws FrameError */
-  *push(chunk: Uint8Array): Generator<SpanFrame> {
+  push(chunk: Uint8Array): SpanFrame[] {
+    const frames: SpanFrame[] = [];
     let at = 0;
     while (at < chunk.length || this.#isWhole()) {
       if (this.#payload === undefined) {
@@ -53,14 +54,14 @@ export class FrameReader {
         this.#header.set(part, this.#headerBytes);
         this.#headerBytes += part.length;
         at += part.length;
-        if (this.#headerBytes < FRAME_HEADER_BYTES) return;
+        if (this.#headerBytes < FRAME_HEADER_BYTES) return frames;
         this.#headerBytes = 0;
         this.#span = this.#header.readUInt32BE(0);
         const length = this.#header.readUInt32BE(4);
         const expected = this.#expected(this.#span);
         if (expected === undefined) throw new FrameError('unexpected', `Span ${this.#span} was not asked for`);
         if (length === NOT_AVAILABLE) {
-          yield { span: this.#span, payload: undefined };
+          frames.push({ span: this.#span, payload: undefined });
           continue;
         }
         if (length !== expected || length > LAYER_LIMITS.spanBytes) {
@@ -78,9 +79,10 @@ export class FrameReader {
       if (this.#isWhole()) {
         const payload = this.#payload;
         this.#payload = undefined;
-        yield { span: this.#span, payload };
+        frames.push({ span: this.#span, payload });
       }
     }
+    return frames;
   }
 
   /** @throws FrameError when the body ended within a frame. */

@@ -10,7 +10,7 @@ import {
   textOfPublicKey,
   verifyCapability,
 } from './capability.ts';
-import { decodeMessage, joinRequest, MessageError, updateMessage } from './messages.ts';
+import { decodeMessage, DISTRIBUTION_VERSION, joinRequest, MessageError, updateMessage } from './messages.ts';
 import { residencyBeat, residencyChanges, residencyHead, ResidencyReader } from './residency-frames.ts';
 import { formatSpanRuns, FrameError, frameHeader, FrameReader, parseSpanRuns } from './span-frames.ts';
 import { SpanSet } from './span-set.ts';
@@ -97,11 +97,11 @@ test('a capability is good for its layer until it ends, and for nobody who chang
 });
 
 test('messages of another version, with unknown fields or out of bounds are refused', () => {
-  const join = { version: 1, record, layer, spanCount: 8, have: '', repository: 'host/app' };
+  const join = { version: DISTRIBUTION_VERSION, record, layer, spanCount: 8, have: '', repository: 'host/app' };
   const decode = (message: object) => decodeMessage(joinRequest, Buffer.from(JSON.stringify(message)), 'a join');
   assert.equal(decode(join).spanCount, 8);
   for (const wrong of [
-    { version: 2 },
+    { version: DISTRIBUTION_VERSION + 1 },
     { spanCount: 2 ** 30 },
     { layer: 'sha256:nothing' },
     { more: true },

@@ -109,9 +109,14 @@ export class DistributorLink implements AsyncDisposable {
     return decodeMessage(joinReply, bytes, "the distributor's answer to a join");
   }
 
-  /** @throws BusError or MessageError; the link is down then */
-  async locate(layer: Digest, spans: readonly number[], signal: AbortSignal): Promise<LocateReply> {
-    const message = { version: DISTRIBUTION_VERSION, node: this.record.node, layer, spans };
+  /** Where the spans are, other than at the nodes of `without`. @throws BusError or MessageError; the link is down then */
+  async locate(
+    layer: Digest,
+    spans: readonly number[],
+    without: readonly string[],
+    signal: AbortSignal,
+  ): Promise<LocateReply> {
+    const message = { version: DISTRIBUTION_VERSION, node: this.record.node, layer, spans, without };
     const bytes = await this.#ask('locate', SUBJECTS.locate, message, LOCATE_TIMEOUT_MS, signal);
     return decodeMessage(locateReply, bytes, "the distributor's answer to a locate");
   }

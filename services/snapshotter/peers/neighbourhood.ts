@@ -1,8 +1,9 @@
 import type { Digest } from '#shared/digest/digest.ts';
-import type { NodeRecord } from '#shared/distribution/messages.ts';
+import { DISTRIBUTION_LIMITS, type NodeRecord } from '#shared/distribution/messages.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
 import type { BadPeers } from './bad-peers.ts';
 import type { PeerClient } from './peer-client.ts';
+import type { SourceRates } from './source-rates.ts';
 import type { SpanPicker } from './span-picker.ts';
 
 export interface Neighbour {
@@ -24,6 +25,7 @@ export interface NeighbourhoodOptions {
   readonly picker: SpanPicker<string>;
   readonly client: PeerClient;
   readonly badPeers: BadPeers;
+  readonly rates: SourceRates;
   readonly capability: () => string | undefined;
   /** What the neighbours have has changed. */
   readonly changed: () => void;
@@ -48,6 +50,13 @@ export class Neighbourhood {
 
   get(node: string): Neighbour | undefined {
     return this.#neighbours.get(node);
+  }
+
+  /** Those from which nothing is to be had in good time; as many as a message holds. */
+  slow(): string[] {
+    const { rates } = this.#options;
+    const nodes = Array.from(this.#neighbours.keys()).filter((node) => rates.isSlow(node));
+    return nodes.slice(0, DISTRIBUTION_LIMITS.avoided);
   }
 
   /** False: it cannot be one, or was lost a moment ago. */
@@ -88,10 +97,15 @@ export class Neighbourhood {
     const { client, layer, spanCount, picker, capability, changed, logger } = this.#options;
     const { record, stop } = neighbour;
     try {
-      for await (const changes of client.residency(record, layer, capability() ?? '', spanCount, stop.signal)) {
-        for (const { span, has } of changes) picker.mark(record.node, span, has);
-        if (changes.length > 0) changed();
-      }
+      await client.residency(
+        record,
+        { layer, capability: capability() ?? '', spanCount },
+        (changes) => {
+          for (const { span, has } of changes) picker.mark(record.node, span, has);
+          if (changes.length > 0) changed();
+        },
+        stop.signal,
+      );
     } catch (error) {
       if (!stop.signal.aborted) logger.debug({ err: error, node: record.node }, 'A neighbour is lost');
     }

@@ -1,8 +1,9 @@
-import { Agent, type Dispatcher } from 'undici';
+import { Agent } from 'undici';
 import type { Digest } from '#shared/digest/digest.ts';
 import type { NodeRecord } from '#shared/distribution/messages.ts';
 import { ResidencyReader, type ResidencyChange } from '#shared/distribution/residency-frames.ts';
 import { formatSpanRuns, FrameReader, type SpanFrame } from '#shared/distribution/span-frames.ts';
+import { releaseBytes } from './release-bytes.ts';
 
 export class PeerError extends Error {
   override readonly name = 'PeerError';
@@ -46,8 +47,8 @@ export class PeerClient {
     });
   }
 
-  /** Spans as they come; `expected` is the payload's length of each. @throws PeerError, or the signal's reason */
-  async *spans(
+  /** Hands on spans as they come; `expected` is the payload's length of each. @throws PeerError, or the signal's reason */
+  async spans(
     peer: NodeRecord,
     ask: {
       readonly layer: Digest;
@@ -55,77 +56,104 @@ export class PeerClient {
       readonly spans: readonly number[];
       readonly expected: (span: number) => number | undefined;
     },
+    taken: (frame: SpanFrame) => void,
     signal: AbortSignal,
-  ): AsyncGenerator<SpanFrame> {
+  ): Promise<void> {
     const asked = new Set(ask.spans);
     const reader = new FrameReader((span) => (asked.delete(span) ? ask.expected(span) : undefined));
     const path = `/v1/layers/${ask.layer}/spans/${formatSpanRuns(ask.spans)}`;
-    for await (const chunk of this.#body(peer, path, ask.capability, signal)) yield* framesOf(reader, chunk, peer);
-    try {
-      reader.end();
-    } catch (cause) {
-      throw new PeerError('malformed', `Cannot use the answer of ${peer.node}: it ended within a span`, { cause });
-    }
+    const take = (chunk: Uint8Array) => {
+      for (const frame of parsed(peer, () => reader.push(chunk))) taken(frame);
+    };
+    await this.#get(peer, path, ask.capability, take, signal);
+    parsed(peer, () => reader.end());
   }
 
   /** What the peer has of a layer, first all of it, then each change, until it ends. @throws PeerError, or the signal's reason */
-  async *residency(
+  async residency(
     peer: NodeRecord,
-    layer: Digest,
-    capability: string,
-    spanCount: number,
+    ask: { readonly layer: Digest; readonly capability: string; readonly spanCount: number },
+    changed: (changes: readonly ResidencyChange[]) => void,
     signal: AbortSignal,
-  ): AsyncGenerator<readonly ResidencyChange[]> {
-    const reader = new ResidencyReader(spanCount);
-    for await (const chunk of this.#body(peer, `/v1/layers/${layer}/residency`, capability, signal)) {
-      let changes: readonly ResidencyChange[];
-      try {
-        changes = reader.push(chunk);
-      } catch (cause) {
-        throw new PeerError('malformed', `Cannot use what ${peer.node} says it has`, { cause });
-      }
-      yield changes;
-    }
+  ): Promise<void> {
+    const reader = new ResidencyReader(ask.spanCount);
+    const take = (chunk: Uint8Array) => changed(parsed(peer, () => reader.push(chunk)));
+    await this.#get(peer, `/v1/layers/${ask.layer}/residency`, ask.capability, take, signal);
   }
 
   async close(): Promise<void> {
     await this.#agent.destroy();
   }
 
-  async *#body(peer: NodeRecord, path: string, capability: string, signal: AbortSignal): AsyncGenerator<Uint8Array> {
+  /**
+   * One answer, chunk by chunk, without a stream between: `take` keeps nothing of a chunk. What it throws ends the answer.
+   * @throws PeerError, or the signal's reason
+   */
+  #get(
+    peer: NodeRecord,
+    path: string,
+    capability: string,
+    take: (chunk: Uint8Array) => void,
+    signal: AbortSignal,
+  ): Promise<void> {
+    signal.throwIfAborted();
     const host = peer.host.includes(':') ? `[${peer.host}]` : peer.host;
-    let answer: Dispatcher.ResponseData;
-    try {
-      answer = await this.#agent.request({
-        origin: `${peer.tls ? 'https' : 'http'}://${host}:${peer.port}`,
-        path,
-        method: 'GET',
-        headers: { authorization: `Kindling ${capability}` },
-        signal,
-      });
-    } catch (cause) {
-      signal.throwIfAborted();
-      throw new PeerError('unreachable', `Cannot reach ${peer.node} at ${host}:${peer.port}`, { cause });
-    }
-    const { body, statusCode, headers } = answer;
-    // An error that comes when nobody reads any more must not end the process.
-    body.on('error', () => {});
-    try {
-      if (statusCode !== 200) throw statusError(peer, statusCode, headers['x-retry-after-ms']);
-      for await (const chunk of body) yield chunk as Uint8Array;
-    } catch (cause) {
-      signal.throwIfAborted();
-      if (cause instanceof PeerError) throw cause;
-      throw new PeerError('unreachable', `The answer of ${peer.node} broke off`, { cause });
-    } finally {
-      if (!body.readableEnded) body.destroy();
-    }
+    return new Promise<void>((resolve, reject) => {
+      let abort: ((reason: Error) => void) | undefined;
+      let refused: PeerError | undefined;
+      let begun = false;
+      const end = (error?: Error) => {
+        signal.removeEventListener('abort', onAbort);
+        if (error === undefined) resolve();
+        else reject(error);
+      };
+      const fail = (error: Error) => {
+        end(error);
+        abort?.(error);
+      };
+      const onAbort = () => fail(signal.reason as Error);
+      signal.addEventListener('abort', onAbort, { once: true });
+      this.#agent.dispatch(
+        {
+          origin: `${peer.tls ? 'https' : 'http'}://${host}:${peer.port}`,
+          path,
+          method: 'GET',
+          headers: { authorization: `Kindling ${capability}` },
+        },
+        {
+          onRequestStart: (controller) => {
+            abort = (reason) => controller.abort(reason);
+            if (signal.aborted) controller.abort(signal.reason as Error);
+          },
+          onResponseStart: (_, status, headers) => {
+            begun = true;
+            if (status !== 200) refused = statusError(peer, status, headers['x-retry-after-ms']);
+          },
+          onResponseData: (_, chunk) => {
+            try {
+              if (refused !== undefined) throw refused;
+              take(chunk);
+            } catch (error) {
+              fail(error as Error);
+            }
+            // The parser is done with it when this turn is over.
+            queueMicrotask(() => releaseBytes(chunk));
+          },
+          onResponseEnd: () => end(refused),
+          onResponseError: (_, cause) => {
+            const what = begun ? `The answer of ${peer.node} broke off` : `Cannot reach ${peer.node} at ${host}:${peer.port}`;
+            end(new PeerError('unreachable', what, { cause }));
+          },
+        },
+      );
+    });
   }
 }
 
-function framesOf(reader: FrameReader, chunk: Uint8Array, peer: NodeRecord): SpanFrame[] {
+/** Runs what parses a peer's answer. */
+function parsed<T>(peer: NodeRecord, parse: () => T): T {
   try {
-    return [...reader.push(chunk)];
+    return parse();
   } catch (cause) {
     throw new PeerError('malformed', `Cannot use the answer of ${peer.node}`, { cause });
   }

@@ -4,10 +4,12 @@ import { once } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { KeyObject } from 'node:crypto';
 import { isDigest, type Digest } from '#shared/digest/digest.ts';
-import { CapabilityError, verifyCapability, type Capability } from '#shared/distribution/capability.ts';
+import type { Capability } from '#shared/distribution/capability.ts';
 import { DISTRIBUTION_LIMITS, type NodeRecord } from '#shared/distribution/messages.ts';
 import { frameHeader, parseSpanRuns } from '#shared/distribution/span-frames.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
+import { CapabilityChecks } from './capability-checks.ts';
+import { releaseBytes } from './release-bytes.ts';
 import { ResidencyFeed } from './residency-feed.ts';
 import type { PeerMetrics } from './peer-metrics.ts';
 import type { PeerTls } from './peer-client.ts';
@@ -53,6 +55,7 @@ export class PeerServer implements AsyncDisposable {
   readonly #slots = new UploadSlots();
   readonly #rate: UploadRate;
   readonly #feed: ResidencyFeed;
+  readonly #checks: CapabilityChecks;
   readonly #stopping = new AbortController();
   #waiting = 0;
 
@@ -62,6 +65,7 @@ export class PeerServer implements AsyncDisposable {
     this.port = port;
     this.#rate = new UploadRate(options.bytesPerS);
     this.#feed = new ResidencyFeed(options.holder);
+    this.#checks = new CapabilityChecks(options.publicKey);
     server.on('request', (request, response) => void this.#answer(request, response));
   }
 
@@ -104,7 +108,7 @@ export class PeerServer implements AsyncDisposable {
     try {
       const [, layer, runs] = PATH.exec(request.url ?? '') ?? [];
       if (!isDigest(layer) || request.method !== 'GET') return this.#end(response, 404, 'not-found');
-      const capability = this.#check(request, layer);
+      const capability = this.#checks.check(request.headers.authorization, layer, Date.now());
       if (capability === undefined) return this.#end(response, 401, 'refused');
       const signal = AbortSignal.any([gone.signal, this.#stopping.signal]);
       if (runs === undefined) return this.#follow(response, layer, capability);
@@ -117,18 +121,6 @@ export class PeerServer implements AsyncDisposable {
       }
       this.#options.metrics.served.inc({ outcome: 'broken' });
       response.destroy();
-    }
-  }
-
-  #check(request: IncomingMessage, layer: Digest): Capability | undefined {
-    const key = this.#options.publicKey();
-    const [scheme, text = ''] = (request.headers.authorization ?? '').split(' ');
-    if (key === undefined || scheme !== 'Kindling') return undefined;
-    try {
-      return verifyCapability(text, layer, key, Date.now());
-    } catch (error) {
-      if (error instanceof CapabilityError) return undefined;
-      throw error;
     }
   }
 
@@ -153,7 +145,7 @@ export class PeerServer implements AsyncDisposable {
       if (payload === undefined) continue;
       const delayMs = this.#rate.delayMs(payload.length, performance.now());
       if (delayMs > 0) await sleep(delayMs, undefined, { signal });
-      await this.#write(response, payload, signal);
+      await this.#write(response, payload, signal, () => releaseBytes(payload));
       metrics.sent.inc(payload.length);
     }
     // The slot is held until the bytes have left this process, so that slots mean what they say.
@@ -162,8 +154,12 @@ export class PeerServer implements AsyncDisposable {
     metrics.served.inc({ outcome: 'served' });
   }
 
-  async #write(response: ServerResponse, bytes: Uint8Array, signal: AbortSignal): Promise<void> {
-    if (response.write(bytes)) return;
+  /** `gone`: the bytes have left this process. */
+  async #write(response: ServerResponse, bytes: Uint8Array, signal: AbortSignal, gone?: () => void): Promise<void> {
+    const written = (error?: Error | null) => {
+      if (error === undefined || error === null) gone?.();
+    };
+    if (response.write(bytes, written)) return;
     const timer = setTimeout(() => response.destroy(), STALL_MS);
     try {
       await once(response, 'drain', { signal });

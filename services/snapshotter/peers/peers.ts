@@ -12,6 +12,7 @@ import { PeerServer } from './peer-server.ts';
 import { advertisedHost, loadPeerTls, type PeerValues } from './peer-settings.ts';
 import { PeerSource } from './peer-source.ts';
 import type { SpanHolder } from './span-holder.ts';
+import { SourceRates } from './source-rates.ts';
 import { TransferPace } from './transfer-pace.ts';
 import { UpdateOutbox } from './update-outbox.ts';
 
@@ -89,6 +90,7 @@ export class Peers implements AsyncDisposable {
       holder,
       badPeers: new BadPeers(),
       pace: new TransferPace(),
+      rates: new SourceRates(),
       metrics,
       logger,
     });

@@ -13,7 +13,7 @@ export interface SpanHolder {
   layers(): readonly HeldLayer[];
   get(layer: Digest): HeldLayer | undefined;
   has(layer: Digest, span: number): boolean;
-  /** Payload of a span as SpanMap defines it; undefined when it is not here (any more). */
+  /** Payload of a span as SpanMap defines it; undefined when it is not here (any more). The bytes are the caller's. */
   readPayload(layer: Digest, span: number): Promise<Uint8Array | undefined>;
   /** For each span that has been verified and kept; returns how to stop that. */
   onResident(listener: (layer: Digest, span: number) => void): () => void;

@@ -1,9 +1,17 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { SpanPicker, type PickLimits } from './span-picker.ts';
+import { SpanPicker, type NeighbourSpeeds, type PickLimits } from './span-picker.ts';
 
-function picker(limits: Partial<PickLimits> = {}, spanCount = 8): SpanPicker<string> {
-  return new SpanPicker<string>({ spanCount, bytesOf: () => 400_000, random: () => 0, limits });
+function picker(limits: Partial<PickLimits> = {}, spanCount = 8, speeds?: NeighbourSpeeds<string>): SpanPicker<string> {
+  const known = speeds === undefined ? {} : { speeds };
+  return new SpanPicker<string>({ spanCount, bytesOf: () => 400_000, random: () => 0, limits, ...known });
+}
+
+/** Milliseconds that each needs for 400,000 bytes; `slow` are those to take nothing from. */
+function speeds(ms: Readonly<Record<string, number>>, ...slow: readonly string[]): NeighbourSpeeds<string> {
+  const msFor = (name: string, bytes: number): number | undefined =>
+    ms[name] === undefined ? undefined : (ms[name] * bytes) / 400_000;
+  return { msFor, isSlow: (name) => slow.includes(name) };
 }
 
 function having(it: SpanPicker<string>, neighbour: string, ...spans: readonly number[]): void {
@@ -16,7 +24,7 @@ test('the span that the fewest neighbours have is taken first', () => {
   having(it, 'a', 0, 1, 2);
   having(it, 'b', 0, 2);
   for (const span of [0, 1, 2]) it.want(span, false);
-  assert.deepEqual(it.pick(0), { neighbour: 'a', spans: [1], demand: false });
+  assert.deepEqual(it.pick(0), { neighbour: 'a', spans: [1], bytes: 400_000, demand: false });
 });
 
 test('what a reader waits for goes before what is rare', () => {
@@ -82,4 +90,34 @@ test('a reserved span is picked only after it was released', () => {
   assert.equal(it.pick(0), undefined);
   it.release(0);
   assert.deepEqual(it.pick(0)?.spans, [0]);
+});
+
+test('of those that have a span one is asked that will be done about as soon as any, also if that one is busy now', () => {
+  const it = picker({}, 8, speeds({ a: 5_000, b: 400, c: 1_000 }));
+  for (const name of ['a', 'b', 'c']) having(it, name, 0, 1, 2, 3);
+  for (const span of [0, 1, 2, 3]) it.want(span, false);
+  const picks = [it.pick(0), it.pick(0)];
+  assert.deepEqual(picks.map((pick) => pick?.neighbour).toSorted(), ['b', 'c']);
+  assert.equal(it.pick(0), undefined, 'b would have it long before a, though b has something to send already');
+});
+
+test('a neighbour whose speed is not known is tried, and one that is soon done is as good as any', () => {
+  const it = picker({}, 8, speeds({ a: 150, b: 10 }));
+  for (const name of ['a', 'b', 'c']) having(it, name, 0, 1, 2);
+  for (const span of [0, 1, 2]) it.want(span, false);
+  const picks = [it.pick(0), it.pick(0), it.pick(0)];
+  assert.deepEqual(picks.map((pick) => pick?.neighbour).toSorted(), ['a', 'b', 'c']);
+});
+
+test('nothing is taken from a slow neighbour; what only it has counts as nowhere', () => {
+  const it = picker({}, 8, speeds({}, 'a'));
+  having(it, 'a', 0, 1);
+  having(it, 'b', 1);
+  for (const span of [0, 1, 2]) it.want(span, false);
+  it.want(0, true);
+  assert.deepEqual(it.pick(0)?.spans, [1]);
+  assert.equal(it.pick(0), undefined);
+  assert.deepEqual(it.nowhere(8, true), [0]);
+  assert.deepEqual(it.nowhere(8, false), [0, 2]);
+  assert.deepEqual(it.slowOnly(8), [0]);
 });

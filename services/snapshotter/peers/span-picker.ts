@@ -18,12 +18,29 @@ export interface Pick<N> {
   readonly neighbour: N;
   /** Ascending, adjacent. */
   readonly spans: readonly number[];
+  /** Payload of all of them. */
+  readonly bytes: number;
   readonly demand: boolean;
 }
+
+/** What is known of how fast neighbours are; where all links are alike it is not needed. */
+export interface NeighbourSpeeds<N> {
+  /** How long so many bytes take from it; undefined = not known. */
+  msFor(neighbour: N, bytes: number): number | undefined;
+  /** Nothing is taken from it: what only such neighbours have counts as being nowhere. */
+  isSlow(neighbour: N): boolean;
+}
+
+/** Among holders of a span one is as good as the fastest if it would be done within this factor of its time, */
+const AS_GOOD = 3;
+/** or within this time. */
+const SOON_MS = 200;
 
 interface Neighbour {
   readonly has: Uint8Array;
   transfers: number;
+  /** Payload asked for and not here. */
+  outstandingBytes: number;
   restUntilMs: number;
 }
 
@@ -33,14 +50,16 @@ const IN_FLIGHT = 2;
 
 /**
  * Chooses which span of a layer a node takes next from which of its neighbours: what a reader waits for first, else what the
- * fewest neighbours have, ties by chance, so that neighbours soon have different spans to give to each other. Pure: no clock, no
- * I/O; the simulation runs this very code.
+ * fewest neighbours have, ties by chance, so that neighbours soon have different spans to give to each other; and of a span's
+ * holders one that will be done about as soon as any, also when it is busy now and another is not. Pure: no clock, no I/O; the
+ * simulation runs this very code.
  */
 export class SpanPicker<N> {
   readonly #spanCount: number;
   readonly #random: () => number;
   readonly #limits: PickLimits;
   readonly #bytesOf: (span: number) => number;
+  readonly #speeds: NeighbourSpeeds<N> | undefined;
   readonly #state: Uint8Array;
   readonly #copies: Uint16Array;
   readonly #neighbours = new Map<N, Neighbour>();
@@ -56,11 +75,13 @@ export class SpanPicker<N> {
     /** Payload bytes of a span. */
     readonly bytesOf: (span: number) => number;
     readonly random: () => number;
+    readonly speeds?: NeighbourSpeeds<N>;
     readonly limits?: Partial<PickLimits>;
   }) {
     this.#spanCount = options.spanCount;
     this.#bytesOf = options.bytesOf;
     this.#random = options.random;
+    this.#speeds = options.speeds;
     this.#limits = { ...PICK_LIMITS, ...options.limits };
     this.#state = new Uint8Array(options.spanCount);
     this.#copies = new Uint16Array(options.spanCount);
@@ -93,16 +114,30 @@ export class SpanPicker<N> {
     return this.#demand.has(span);
   }
 
-  /** Wanted spans that no neighbour is known to have; those that readers wait for first, then ascending. At most `limit`. */
+  /**
+   * Wanted spans that no neighbour is known to have, or slow ones only; those that readers wait for first, then ascending. At most
+   * `limit`.
+   */
   nowhere(limit: number, demandOnly: boolean): number[] {
+    const slow = this.#slow();
     const found: number[] = [];
     for (const span of this.#demand) {
       if (found.length >= limit) return found;
-      if (this.isWanted(span) && this.copies(span) === 0) found.push(span);
+      if (this.isWanted(span) && this.#copiesBut(slow, span) === 0) found.push(span);
     }
     if (demandOnly) return found;
     for (let span = 0; span < this.#spanCount && found.length < limit; span++) {
-      if (this.isWanted(span) && this.copies(span) === 0 && !this.#demand.has(span)) found.push(span);
+      if (this.isWanted(span) && this.#copiesBut(slow, span) === 0 && !this.#demand.has(span)) found.push(span);
+    }
+    return found;
+  }
+
+  /** Wanted spans that slow neighbours have and no other. At most `limit`. */
+  slowOnly(limit: number): number[] {
+    const slow = this.#slow();
+    const found: number[] = [];
+    for (let span = 0; slow.length > 0 && span < this.#spanCount && found.length < limit; span++) {
+      if (this.isWanted(span) && this.copies(span) > 0 && this.#copiesBut(slow, span) === 0) found.push(span);
     }
     return found;
   }
@@ -126,7 +161,12 @@ export class SpanPicker<N> {
 
   addNeighbour(neighbour: N): void {
     if (this.#neighbours.has(neighbour)) return;
-    this.#neighbours.set(neighbour, { has: new Uint8Array(this.#spanCount), transfers: 0, restUntilMs: 0 });
+    this.#neighbours.set(neighbour, {
+      has: new Uint8Array(this.#spanCount),
+      transfers: 0,
+      outstandingBytes: 0,
+      restUntilMs: 0,
+    });
   }
 
   removeNeighbour(neighbour: N): void {
@@ -188,6 +228,7 @@ export class SpanPicker<N> {
     const neighbour = this.#neighbours.get(pick.neighbour);
     if (neighbour !== undefined) {
       neighbour.transfers--;
+      neighbour.outstandingBytes -= pick.bytes;
       neighbour.restUntilMs = Math.max(neighbour.restUntilMs, restUntilMs);
     }
     for (const span of missing) this.release(span);
@@ -220,32 +261,64 @@ export class SpanPicker<N> {
   #free(transfers: number, nowMs: number): [N, Neighbour][] {
     const free: [N, Neighbour][] = [];
     for (const entry of this.#neighbours) {
-      if (entry[1].transfers < transfers && entry[1].restUntilMs <= nowMs) free.push(entry);
+      if (entry[1].transfers >= transfers || entry[1].restUntilMs > nowMs) continue;
+      if (this.#speeds?.isSlow(entry[0]) !== true) free.push(entry);
     }
     return free;
   }
 
   #holder(free: readonly [N, Neighbour][], span: number): [N, Neighbour] | undefined {
     const offset = Math.floor(this.#random() * free.length);
+    let withinMs: number | undefined;
     for (let i = 0; i < free.length; i++) {
       const entry = free[(offset + i) % free.length];
-      if (entry?.[1].has[span] === 1) return entry;
+      if (entry?.[1].has[span] !== 1) continue;
+      const ms = this.#doneMs(entry, span);
+      if (ms === undefined || ms <= SOON_MS) return entry;
+      withinMs ??= AS_GOOD * this.#soonestMs(span);
+      if (ms <= withinMs) return entry;
     }
     return undefined;
+  }
+
+  /** When the span would be here from that neighbour, behind all that it owes us; undefined = not known. */
+  #doneMs([neighbour, known]: [N, Neighbour], span: number): number | undefined {
+    return this.#speeds?.msFor(neighbour, known.outstandingBytes + this.#bytesOf(span));
+  }
+
+  #soonestMs(span: number): number {
+    let soonest = Infinity;
+    for (const entry of this.#neighbours) {
+      if (entry[1].has[span] === 1) soonest = Math.min(soonest, this.#doneMs(entry, span) ?? Infinity);
+    }
+    return soonest;
+  }
+
+  #slow(): Neighbour[] {
+    const speeds = this.#speeds;
+    if (speeds === undefined) return [];
+    return Array.from(this.#neighbours).flatMap(([name, known]) => (speeds.isSlow(name) ? [known] : []));
+  }
+
+  #copiesBut(slow: readonly Neighbour[], span: number): number {
+    let copies = this.copies(span);
+    for (const { has } of slow) if (has[span] === 1) copies--;
+    return copies;
   }
 
   #begin([neighbour, known]: [N, Neighbour], first: number, demand: boolean): Pick<N> {
     const spans = [first];
     let bytes = this.#bytesOf(first);
     for (let span = first + 1; this.#state[span] === WANTED && known.has[span] === 1; span++) {
+      if (bytes + this.#bytesOf(span) > this.#limits.groupBytes) break;
       bytes += this.#bytesOf(span);
-      if (bytes > this.#limits.groupBytes) break;
       spans.push(span);
     }
     for (const span of spans) this.reserve(span);
+    known.outstandingBytes += bytes;
     known.transfers++;
     this.#transfers++;
-    return { neighbour, spans, demand };
+    return { neighbour, spans, bytes, demand };
   }
 
   #take(span: number): void {

@@ -12,6 +12,7 @@ import { PeerError, type PeerClient } from './peer-client.ts';
 import type { PeerMetrics } from './peer-metrics.ts';
 import type { SpanHolder } from './span-holder.ts';
 import { adjacentRuns } from './adjacent-runs.ts';
+import type { SourceRates } from './source-rates.ts';
 import { SpanPicker, type Pick } from './span-picker.ts';
 import { SwarmCalls } from './swarm-calls.ts';
 import { SWARM_LIMITS } from './swarm-limits.ts';
@@ -27,6 +28,7 @@ export interface SwarmDeps {
   readonly holder: SpanHolder;
   readonly badPeers: BadPeers;
   readonly pace: TransferPace;
+  readonly rates: SourceRates;
   readonly metrics: PeerMetrics;
   readonly logger: Logger;
   /** Nothing was wanted for a while. */
@@ -40,8 +42,6 @@ interface Work {
 }
 
 const REGISTRY = '';
-/** A span that was not where it was said to be is asked about again after this. */
-const ABSENT_MS = 50;
 
 /**
  * One layer that this node fetches together with others. Follows what its neighbours have, picks what to take from whom, reads
@@ -85,6 +85,7 @@ export class Swarm {
       spanCount: map.spanCount,
       bytesOf: (span) => map.payloadLength(span),
       random: Math.random,
+      speeds: deps.rates,
     });
     this.#membership = new Membership({
       ...deps,
@@ -105,6 +106,7 @@ export class Swarm {
       picker: this.#picker,
       client: deps.client,
       badPeers: deps.badPeers,
+      rates: deps.rates,
       capability: () => this.#membership.capability,
       changed: () => this.#pumpSoon(),
       logger: deps.logger,
@@ -205,7 +207,9 @@ export class Swarm {
     if (this.#decidesAlone()) this.#readAlone();
     else if (!this.#membership.isJoining) {
       this.#sayWants(now);
-      this.#locate(now, true);
+      this.#locate(now, this.#picker.nowhere(DISTRIBUTION_LIMITS.located, true));
+      // Nothing is under way: what only slow neighbours have is looked for elsewhere.
+      if (this.#works.size === 0) this.#locate(now, this.#picker.slowOnly(SWARM_LIMITS.located));
     }
     const restMs = this.#picker.nextRestMs(now);
     if (restMs !== undefined) setTimeout(() => this.#pumpSoon(), Math.ceil(restMs - now)).unref();
@@ -259,14 +263,10 @@ export class Swarm {
       this.#waiting = true;
       this.#askedMs = now;
     }
-    const load = Math.min(1000, this.#works.size);
-    const room = this.#leaseRoom();
-    outbox.say(this.layer, this.#map.spanCount, { ...wants, ...(asks ? { waiting: { load, room } } : {}) });
-  }
-
-  #leaseRoom(): number {
     const { blobSize, spanCount } = this.#map;
-    return Math.max(1, Math.min(1000, Math.floor((SWARM_LIMITS.leaseBytes * spanCount) / Math.max(1, blobSize))));
+    const load = Math.min(1000, this.#works.size);
+    const room = Math.max(1, Math.min(1000, Math.floor((SWARM_LIMITS.leaseBytes * spanCount) / Math.max(1, blobSize))));
+    outbox.say(this.layer, spanCount, { ...wants, ...(asks ? { waiting: { load, room } } : {}) });
   }
 
   #leased(spans: readonly number[]): void {
@@ -288,9 +288,11 @@ export class Swarm {
     const last = spans.at(-1);
     const request = first === undefined ? undefined : this.#calls.requestOf(first);
     if (request === undefined || first === undefined || last === undefined) return;
-    const { registry, outbox, metrics } = this.#deps;
+    const { registry, outbox, metrics, rates, logger } = this.#deps;
     metrics.leases.inc({ how }, spans.length);
     const work: Work = { missing: new Set(spans), abort: new AbortController() };
+    const startMs = performance.now();
+    let bytesRead = 0;
     this.#works.add(work);
     for (const span of spans) {
       this.#picker.reserve(span);
@@ -302,13 +304,16 @@ export class Swarm {
         (span, bytes) => {
           work.missing.delete(span);
           this.#reading.delete(span);
+          bytesRead += this.#map.payloadLength(span);
           this.#delivered(span, bytes, REGISTRY);
         },
         work.abort.signal,
       );
+      rates.registryTook(bytesRead, performance.now() - startMs);
     } catch (error) {
       if (!work.abort.signal.aborted) {
-        this.#deps.logger.debug({ err: error, layer: this.layer, first, last }, 'Cannot read from the registry');
+        rates.registryFailed();
+        logger.debug({ err: error, layer: this.layer, first, last }, 'Cannot read from the registry');
       }
     } finally {
       this.#works.delete(work);
@@ -322,7 +327,7 @@ export class Swarm {
   }
 
   async #transfer(pick: Pick<string>): Promise<void> {
-    const { client, metrics, pace } = this.#deps;
+    const { client, metrics, pace, rates } = this.#deps;
     const neighbour = this.#neighbours.get(pick.neighbour);
     const { capability } = this.#membership;
     if (neighbour === undefined || capability === undefined) {
@@ -336,13 +341,15 @@ export class Swarm {
     const hedge = () => {
       hedged = true;
       metrics.hedged.inc();
+      rates.atMost(record.node, pick.bytes, performance.now() - startMs);
       for (const span of work.missing) this.#picker.release(span);
       this.#pumpSoon();
     };
-    let timer = setTimeout(hedge, pace.hedgeMs);
+    const timer = setTimeout(hedge, pace.hedgeMs);
     let restUntilMs = 0;
     let outcome = 'received';
     const startMs = performance.now();
+    let bytesCame = 0;
     try {
       const ask = {
         layer: this.layer,
@@ -350,22 +357,24 @@ export class Swarm {
         spans: pick.spans,
         expected: (span: number) => (span < this.#map.spanCount ? this.#map.payloadLength(span) : undefined),
       };
-      for await (const { span, payload } of client.spans(record, ask, work.abort.signal)) {
-        if (payload === undefined) {
-          this.#picker.mark(record.node, span, false);
-          outcome = 'absent';
-          // Whoever said so is asked again soon.
-          this.#located.set(span, performance.now() - SWARM_LIMITS.stallMs + ABSENT_MS);
-          continue;
-        }
-        work.missing.delete(span);
-        metrics.received.inc(payload.length);
-        this.#delivered(span, { form: 'payload', bytes: payload }, record.node);
-        if (!hedged) {
-          clearTimeout(timer);
-          timer = setTimeout(hedge, pace.hedgeMs);
-        }
-      }
+      await client.spans(
+        record,
+        ask,
+        ({ span, payload }) => {
+          if (payload === undefined) {
+            this.#picker.mark(record.node, span, false);
+            outcome = 'absent';
+            // Whoever said so is asked again soon.
+            this.#located.set(span, performance.now() - SWARM_LIMITS.stallMs + SWARM_LIMITS.absentMs);
+            return;
+          }
+          work.missing.delete(span);
+          metrics.received.inc(payload.length);
+          this.#delivered(span, { form: 'payload', bytes: payload }, record.node);
+          if (!hedged) timer.refresh();
+        },
+        work.abort.signal,
+      );
       neighbour.failures = 0;
       if (outcome === 'received') pace.took(performance.now() - startMs);
     } catch (error) {
@@ -374,6 +383,7 @@ export class Swarm {
       if (outcome !== 'superseded') restUntilMs = performance.now() + afterMs * (0.75 + Math.random() / 2);
     } finally {
       clearTimeout(timer);
+      if (bytesCame > 0) rates.took(record.node, bytesCame, performance.now() - startMs);
       this.#works.delete(work);
       metrics.requests.inc({ outcome });
       this.#picker.ended(pick, hedged ? [] : [...work.missing].filter((span) => this.#calls.has(span)), restUntilMs);
@@ -422,15 +432,13 @@ export class Swarm {
     }
   }
 
-  /** Asks who has what no neighbour has; what nobody has is leased to us. */
-  #locate(now: number, demandOnly: boolean): void {
-    const spans = this.#picker
-      .nowhere(demandOnly ? DISTRIBUTION_LIMITS.located : 16, demandOnly)
-      .filter((span) => now - (this.#located.get(span) ?? -Infinity) > SWARM_LIMITS.stallMs);
+  /** Asks who else has what no neighbour has that is fast enough; what nobody has is leased to us. */
+  #locate(now: number, wanted: readonly number[]): void {
+    const spans = wanted.filter((span) => now - (this.#located.get(span) ?? -Infinity) > SWARM_LIMITS.stallMs);
     if (spans.length === 0) return;
     for (const span of spans) this.#located.set(span, now);
     this.#track(
-      this.#deps.link.locate(this.layer, spans, this.#stopping.signal).then(
+      this.#deps.link.locate(this.layer, spans, this.#neighbours.slow(), this.#stopping.signal).then(
         ({ leased, elsewhere }) => {
           this.#leased(leased);
           for (const { span, from } of elsewhere) {
@@ -460,7 +468,8 @@ export class Swarm {
     if (this.#reading.size > 0) {
       this.#deps.outbox.say(this.layer, this.#map.spanCount, { fetching: this.#readingList() });
     }
-    if (!this.#decidesAlone() && now - this.#progressMs > SWARM_LIMITS.stallMs) this.#locate(now, false);
+    const stalled = now - this.#progressMs > SWARM_LIMITS.stallMs;
+    if (stalled && !this.#decidesAlone()) this.#locate(now, this.#picker.nowhere(SWARM_LIMITS.located, false));
     // Whatever else is wrong, a reader gets its bytes.
     let late = false;
     for (const span of this.#calls.spans()) {
