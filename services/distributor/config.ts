@@ -11,10 +11,10 @@ export const SETTINGS = {
     env: 'REDIS_URL',
     schema: z
       .string()
-      .regex(/^rediss?:\/\/\S+$/, 'redis://[user:password@]host:port')
+      .regex(/^rediss?:\/\/[^\s,]+(,rediss?:\/\/[^\s,]+)*$/, 'redis://[user:password@]host:port')
       .optional(),
     secret: true,
-    help: 'Redis that the replicas share; without it there can be only one distributor, and it keeps all in memory',
+    help: 'Redis that the replicas share, or two or more servers of a Redis Cluster, separated by commas; without it there can be only one distributor, and it keeps all in memory',
   },
   registries: {
     env: 'KINDLING_DISTRIBUTOR_REGISTRIES',

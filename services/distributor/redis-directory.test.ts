@@ -4,6 +4,7 @@ import { after, before, describe, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { silentLogger } from '#shared/telemetry/logger.ts';
 import { TestRedis } from '#test/harness/redis.ts';
+import { TestRedisCluster } from '#test/harness/redis-cluster.ts';
 import { directoryConformance } from './directory-conformance.ts';
 import { RedisDirectory } from './redis-directory.ts';
 
@@ -36,5 +37,31 @@ describe('Redis', { skip }, () => {
     await redis.restart(AbortSignal.timeout(60_000));
     while (!directory.ready) await sleep(5);
     assert.notEqual(await directory.epoch(), epoch);
+  });
+});
+
+describe('Redis Cluster', { skip }, () => {
+  let cluster: TestRedisCluster;
+  before(async () => {
+    cluster = await TestRedisCluster.start(AbortSignal.timeout(60_000));
+  });
+  after(async () => {
+    await cluster[Symbol.asyncDispose]();
+  });
+  const open = async () => {
+    const directory = new RedisDirectory({ url: cluster.url, logger: silentLogger });
+    while (!directory.ready) await sleep(5);
+    return directory;
+  };
+
+  directoryConformance('in a Redis Cluster', open);
+
+  test('the epoch is another one after one of the masters has lost its part', async () => {
+    await using directory = await open();
+    const epoch = await directory.epoch();
+    await cluster.empty(1, AbortSignal.timeout(60_000));
+    // Until it is connected again calls fail.
+    const now = async () => await directory.epoch().catch(() => epoch);
+    while ((await now()) === epoch) await sleep(20);
   });
 });

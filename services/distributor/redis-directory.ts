@@ -1,5 +1,5 @@
-import { randomUUID } from 'node:crypto';
-import { Redis } from 'ioredis';
+import { createHash, randomUUID } from 'node:crypto';
+import { Cluster } from 'ioredis';
 import { digestOfHex, hexOf, type Digest } from '#shared/digest/digest.ts';
 import { nodeRecord, type NodeRecord } from '#shared/distribution/messages.ts';
 import { SpanSet } from '#shared/distribution/span-set.ts';
@@ -7,6 +7,7 @@ import type { Logger } from '#shared/telemetry/logger.ts';
 import type { ChunkDirectory, LayerChange, LayerSummary, LayerTable, Located, NodeTable } from './chunk-directory.ts';
 import { LEASE_RENEWALS, LOCATED_HOLDERS } from './directory-limits.ts';
 import type { Grant, LeaseView } from './lease-policy.ts';
+import { openRedis, type RedisClient } from './redis-client.ts';
 import { CHANGE, GRANT, LAYER_KEYS, LEASE, LEAVE, LOOK } from './redis-scripts.ts';
 
 const EPOCH = 'kd:epoch';
@@ -18,27 +19,22 @@ const SEEN = 'kd:{nodes}:seen';
 const layersOf = (node: string): string => `kd:node:${node}:layers`;
 /** A layer that nobody speaks of for so long is forgotten; nodes say hello every few seconds and layers again when asked. */
 const KEEP_MS = 24 * 60 * 60 * 1000;
-/** An answer later than this is none: nodes have given up on us by then. */
-const COMMAND_TIMEOUT_MS = 2_000;
+/**
+ * Of a Redis Cluster each server can lose its part alone: marks in so many slots (more than a few servers) make that another epoch,
+ * looked at so often.
+ */
+const MARKS = 64;
+const MARKS_MS = 500;
 /** Members looked at for a holder of a span. */
 const LOCATE_SAMPLE = 48;
 
-/** The directory in Redis (or a Redis Cluster's primary): each call is one or two round trips. */
+/** The directory in Redis or a Redis Cluster: each call is one or two round trips. */
 export class RedisDirectory implements ChunkDirectory {
-  readonly #redis: Redis;
+  readonly #redis: RedisClient;
+  #marks: { readonly atMs: number; readonly epoch: Promise<string> } | undefined;
 
   constructor(options: { readonly url: string; readonly logger: Logger }) {
-    this.#redis = new Redis(options.url, {
-      commandTimeout: COMMAND_TIMEOUT_MS,
-      maxRetriesPerRequest: 0,
-      // A command waits for nothing: whoever asks us has another way and takes it.
-      enableOfflineQueue: false,
-      retryStrategy: (attempt) => Math.min(1_000, 50 * attempt),
-      lazyConnect: true,
-    });
-    this.#redis.on('error', (error: unknown) => options.logger.debug({ err: error }, 'Redis'));
-    // It goes on trying by itself.
-    this.#redis.connect().catch(() => {});
+    this.#redis = openRedis(options.url, options.logger);
   }
 
   get ready(): boolean {
@@ -46,8 +42,20 @@ export class RedisDirectory implements ChunkDirectory {
   }
 
   async epoch(): Promise<string> {
-    await this.#redis.set(EPOCH, randomUUID(), 'NX');
-    return (await this.#redis.get(EPOCH)) ?? '';
+    if (!(this.#redis instanceof Cluster)) return await this.#mark(EPOCH);
+    const now = performance.now();
+    if (this.#marks === undefined || now - this.#marks.atMs > MARKS_MS) {
+      const keys = Array.from({ length: MARKS }, (_, i) => `${EPOCH}:${i}`);
+      const epoch = Promise.all(keys.map(async (name) => await this.#mark(name))).then((marks) =>
+        createHash('sha256').update(marks.join()).digest('hex'),
+      );
+      const marks = { atMs: now, epoch };
+      this.#marks = marks;
+      epoch.catch(() => {
+        if (this.#marks === marks) this.#marks = undefined;
+      });
+    }
+    return await this.#marks.epoch;
   }
 
   async secret(make: () => string): Promise<string> {
@@ -129,6 +137,12 @@ export class RedisDirectory implements ChunkDirectory {
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#redis.disconnect();
+  }
+
+  /** What the first one has written there. */
+  async #mark(name: string): Promise<string> {
+    await this.#redis.set(name, randomUUID(), 'NX');
+    return (await this.#redis.get(name)) ?? '';
   }
 
   async #change(layer: Digest, node: string, change: LayerChange, nowMs: number, leaseMs: number): Promise<void> {
