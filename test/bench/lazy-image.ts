@@ -1,12 +1,6 @@
-import { fileURLToPath } from 'node:url';
-import { convertImage } from '#shared/convert/convert-image.ts';
-import { parseReference } from '#shared/registry/reference.ts';
-import { RegistryClient } from '#shared/registry/registry-client.ts';
 import type { TestRegistry } from '#test/harness/registry.ts';
 import { testImage } from '#test/images/image-cache.ts';
-import { runTool } from '#test/images/tool.ts';
-
-const CLI = fileURLToPath(new URL('../../services/cli/main.ts', import.meta.url));
+import { convertByUs, indexBeside } from '#test/images/image-forms.ts';
 
 /** Forms in which Kindling starts an image; each is pushed under a tag of this name. */
 export const LAZY_FORMATS = [
@@ -31,37 +25,19 @@ export async function lazyImage(
   registry: TestRegistry,
   signal: AbortSignal,
 ): Promise<string> {
-  if (format === 'optimized') {
-    return await registry.push(await testImage(name, signal, 'ctr-remote-optimized'), name, format, signal);
+  switch (format) {
+    case 'optimized':
+      return await registry.push(await testImage(name, signal, 'ctr-remote-optimized'), name, format, signal);
+    case 'gzip':
+      return await registry.push(await testImage(name, signal, 'gzip-6'), name, format, signal);
+    case 'gzip-indexed': {
+      const image = await registry.push(await testImage(name, signal, 'gzip-6'), name, format, signal);
+      await indexBeside(image, signal);
+      return image;
+    }
+    case 'zstd':
+      return await registry.push(await testImage(name, signal, 'zstd'), name, format, signal);
+    default:
+      return await convertByUs(registry.reference(name, 'original'), registry.reference(name, format), format, signal);
   }
-  if (format === 'gzip-indexed') {
-    const image = await registry.push(await testImage(name, signal, 'gzip-6'), name, format, signal);
-    await runTool(
-      process.execPath,
-      ['--disable-warning=ExperimentalWarning', CLI, 'index', image, '--push', '--json'],
-      signal,
-    );
-    return image;
-  }
-  if (format === 'gzip' || format === 'zstd') {
-    const layout = await testImage(name, signal, format === 'gzip' ? 'gzip-6' : 'zstd');
-    return await registry.push(layout, name, format, signal);
-  }
-  const target = registry.reference(name, format);
-  const client = new RegistryClient();
-  try {
-    await convertImage(
-      {
-        source: parseReference(registry.reference(name, 'original')),
-        target: parseReference(target),
-        client,
-        format,
-        platforms: 'all',
-      },
-      signal,
-    );
-  } finally {
-    await client.close();
-  }
-  return target;
 }

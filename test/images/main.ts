@@ -25,15 +25,20 @@ if (process.getuid?.() !== 0) {
 const wanted = names.flatMap((name) =>
   (variants.length > 0 ? variants : (['gzip-6'] satisfies Variant[])).map((variant) => ({ name, variant })),
 );
-// Builds share folders: one at a time on the machine.
-if (!wanted.every(({ name, variant }) => isBuilt(name, variant)) && process.env['IMAGES_LOCKED'] !== '1') {
+// Builds share folders: one at a time on the machine. Each takes the lock for itself, so that a test that needs one image does not
+// wait for all of another's.
+if (process.env['IMAGES_LOCKED'] !== '1') {
   mkdirSync(imageCache(), { recursive: true });
-  const run = spawnSync(
-    'flock',
-    [join(imageCache(), 'lock'), process.execPath, '--disable-warning=ExperimentalWarning', ...process.argv.slice(1)],
-    { stdio: 'inherit', env: { ...process.env, IMAGES_LOCKED: '1' } },
-  );
-  process.exit(run.status ?? 1);
+  const script = ['--disable-warning=ExperimentalWarning', import.meta.filename];
+  for (const { name, variant } of wanted) {
+    if (isBuilt(name, variant)) continue;
+    const run = spawnSync('flock', [join(imageCache(), 'lock'), process.execPath, ...script, name, variant], {
+      stdio: 'inherit',
+      env: { ...process.env, IMAGES_LOCKED: '1' },
+    });
+    if (run.status !== 0) process.exit(run.status ?? 1);
+  }
+  process.exit(0);
 }
 const interrupted = new AbortController();
 for (const name of ['SIGINT', 'SIGTERM'] as const) process.once(name, () => interrupted.abort());

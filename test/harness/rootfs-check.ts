@@ -1,0 +1,73 @@
+import { readdir, stat } from 'node:fs/promises';
+import type { Recipe } from '#test/images/recipe.ts';
+import { runTool } from '#test/images/tool.ts';
+import { differences, walkTree, type CompareOptions } from './compare-trees.ts';
+import type { PulledLayer } from './kindling.ts';
+import { LinkProcess } from './link-process.ts';
+import { TestNode } from './node.ts';
+import { startUntilReady } from './readiness.ts';
+import type { TestRegistry } from './registry.ts';
+import type { TreeEntry } from './walk-tree.ts';
+
+export interface RootfsCase {
+  /** `name:tag` in the registry. */
+  readonly repository: string;
+  readonly expected: ReadonlyMap<string, TreeEntry>;
+  readonly compare: CompareOptions;
+  /** Also start a container and wait until it is ready; images without a program have none. */
+  readonly start?: Recipe;
+}
+
+export interface CheckedRootfs {
+  readonly layers: readonly PulledLayer[];
+  /** All that came from the registry until the image was pulled, and until its container was ready. */
+  readonly pullBytes: number;
+  readonly startBytes: number;
+  /** Entries of the rootfs. */
+  readonly entries: number;
+  /** What is not as it should be; empty when all is right. */
+  readonly problems: readonly string[];
+}
+
+const BLOCK_BYTES = 4096;
+
+/**
+ * On a new node: pulls an image lazily, starts it, compares its rootfs with the expected one, completes its layers and has them
+ * checked by the tools of EROFS. A node of its own, because layers of the same content would otherwise be found on the disk.
+ */
+export async function checkRootfs(registry: TestRegistry, c: RootfsCase, signal: AbortSignal): Promise<CheckedRootfs> {
+  await using link = await LinkProcess.start(registry.port, {}, signal);
+  const reference = `${link.host}/${c.repository}`;
+  await using node = await TestNode.start({ KINDLING_BACKGROUND: 'false', KINDLING_TRUSTED_INDEXES: '*' }, signal);
+  const { kindling, containerd } = node;
+  const { layers, chainId } = await kindling.pull(reference, signal);
+  const pullBytes = await link.bytesDown();
+  if (c.start !== undefined) await startUntilReady(containerd, reference, c.start, 'kindling', signal);
+  const startBytes = await link.bytesDown();
+  const problems = layers
+    .filter(({ state }) => state !== 'lazy')
+    .map(({ layer, state, reason }) => `${layer.slice(7, 19)} is ${state}: ${reason ?? ''}`);
+  const actual = await node.withRootfs(chainId, 'kindling', signal, async (rootfs) => await walkTree(rootfs, signal));
+  problems.push(...differences(c.expected, actual, c.compare));
+  const folder = `${kindling.dataDir}/layers`;
+  for (const layer of await readdir(folder)) {
+    try {
+      await checkLayerImage(`${kindling.dataDir}/fuse/${layer}.img`, `${folder}/${layer}/image`, signal);
+    } catch (error) {
+      problems.push(`${layer.slice(0, 12)}: ${error instanceof Error ? error.message : String(error)}`);
+    }
+  }
+  const left = (await kindling.client.layers(signal)).filter(({ complete }) => !complete);
+  problems.push(...left.map(({ layer }) => `${layer.slice(7, 19)} is not complete although all of it was read`));
+  return { layers, pullBytes, startBytes, entries: actual.size, problems };
+}
+
+/** Reads a layer image whole, as a reader would, which completes it; then its file on the disk must be the same, and sound. */
+async function checkLayerImage(served: string, file: string, signal: AbortSignal): Promise<void> {
+  await runTool('cmp', [served, file], signal);
+  await runTool('fsck.erofs', [file], signal);
+  const shown = await runTool('dump.erofs', ['-s', file], signal);
+  const blocks = Number(/Filesystem blocks:\s+(\d+)/.exec(shown)?.[1]);
+  const { size } = await stat(file);
+  if (blocks * BLOCK_BYTES !== size) throw new Error(`its superblock says ${blocks} blocks, but it has ${size} bytes`);
+}
