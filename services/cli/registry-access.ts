@@ -1,7 +1,8 @@
 import type { Command } from 'commander';
 import { loadSettings } from '#shared/config/settings.ts';
 import type { RegistryClient } from '#shared/registry/registry-client.ts';
-import { openRegistryClient, registrySettings } from '#shared/registry/registry-settings.ts';
+import { openRegistryClient } from '#shared/registry/open-registry.ts';
+import { registrySettings } from '#shared/registry/registry-settings.ts';
 import { createLogger } from '#shared/telemetry/logger.ts';
 import { collect } from './option-values.ts';
 

@@ -1,7 +1,7 @@
 import { openBus } from '#shared/bus/open-bus.ts';
 import { loadSettings, redacted, SettingsError } from '#shared/config/settings.ts';
 import { buildFromRegistry } from '#shared/indexes/build-from-registry.ts';
-import { openRegistryClient } from '#shared/registry/registry-settings.ts';
+import { openRegistryClient } from '#shared/registry/open-registry.ts';
 import { createLogger } from '#shared/telemetry/logger.ts';
 import { createMetrics, serveMetrics } from '#shared/telemetry/metrics.ts';
 import { SETTINGS } from './config.ts';

@@ -11,7 +11,7 @@ import type { IndexSource } from '#shared/indexes/index-source.ts';
 import { RegistryIndexes } from '#shared/indexes/registry-indexes.ts';
 import { AllowedRepositories } from '#shared/registry/allowed-repositories.ts';
 import { hostPlatform } from '#shared/registry/platform.ts';
-import { openRegistryClient } from '#shared/registry/registry-settings.ts';
+import { openRegistryClient } from '#shared/registry/open-registry.ts';
 import { createMetrics, serveMetrics } from '#shared/telemetry/metrics.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
 import { fuseDirOf, type AgentValues } from './config.ts';

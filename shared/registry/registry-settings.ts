@@ -1,7 +1,4 @@
-import { list, optionalText, type Settings, type Values } from '#shared/config/settings.ts';
-import type { Logger } from '#shared/telemetry/logger.ts';
-import { DockerCredentials } from './docker-credentials.ts';
-import { RegistryClient } from './registry-client.ts';
+import { list, optionalText, type Settings } from '#shared/config/settings.ts';
 
 /** How a service asks registries; the same for all of them. */
 export const registrySettings = {
@@ -22,18 +19,3 @@ export const registrySettings = {
     help: 'host[:port] names that are spoken to in plain HTTP, separated by commas; loopback always is',
   },
 } as const satisfies Settings;
-
-/** The one client of a process. */
-export function openRegistryClient(
-  values: Values<typeof registrySettings>,
-  logger: Logger,
-  allowHosts?: readonly string[],
-): RegistryClient {
-  return new RegistryClient({
-    credentials: new DockerCredentials(values.dockerConfig || undefined),
-    mirrorsDir: values.registryMirrors || undefined,
-    plainHttpHosts: values.plainHttpRegistries,
-    allowHosts,
-    logger,
-  });
-}

@@ -1,4 +1,5 @@
-import { Agent, EnvHttpProxyAgent, type Dispatcher } from 'undici';
+import type { Agent, Dispatcher } from 'undici';
+import { newHttpAgent, newProxyAgent } from './http-agent.ts';
 import { RegistryError } from './registry-error.ts';
 
 export const TRANSPORT_LIMITS = {
@@ -101,7 +102,7 @@ export class Transport {
     const { env } = process;
     const proxied = env['HTTPS_PROXY'] ?? env['https_proxy'] ?? env['HTTP_PROXY'] ?? env['http_proxy'];
     const noProxy = [env['NO_PROXY'] ?? env['no_proxy'] ?? '', 'localhost', '127.0.0.1', '::1'].join(',');
-    const dispatcher = proxied ? new EnvHttpProxyAgent({ ...options, noProxy }) : new Agent(options);
+    const dispatcher = proxied ? newProxyAgent({ ...options, noProxy }) : newHttpAgent(options);
     this.#own.push(dispatcher);
     return dispatcher;
   }

@@ -1,9 +1,7 @@
 import { open, readFile, rename, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
-import { z } from 'zod';
 
 const BOOT_ID = '/proc/sys/kernel/random/boot_id';
-const schema = z.object({ bootId: z.string(), clean: z.boolean() });
 
 /**
  * Whether what the caches say of themselves may be believed. A killed process loses nothing, since what it wrote is in the
@@ -26,8 +24,8 @@ export class BootRecord {
     const bootId = (await readFile(bootIdPath, { encoding: 'utf8', signal })).trim();
     let trusted = false;
     try {
-      const parsed = schema.safeParse(JSON.parse(await readFile(path, { encoding: 'utf8', signal })));
-      trusted = parsed.success && (parsed.data.clean || parsed.data.bootId === bootId);
+      const said: unknown = JSON.parse(await readFile(path, { encoding: 'utf8', signal }));
+      trusted = isRecord(said) && (said.clean || said.bootId === bootId);
     } catch {
       signal.throwIfAborted();
       // No record, or one that a power loss has torn: not trusted.
@@ -62,6 +60,12 @@ export class BootRecord {
     await rename(next, this.#path);
     await syncFolder(this.#path);
   }
+}
+
+/** Not by a schema: who takes over from a killed agent reads this before it has loaded what schemas take. */
+function isRecord(said: unknown): said is { readonly bootId: string; readonly clean: boolean } {
+  if (typeof said !== 'object' || said === null || !('bootId' in said) || !('clean' in said)) return false;
+  return typeof said.bootId === 'string' && typeof said.clean === 'boolean';
 }
 
 async function syncFolder(path: string): Promise<void> {

@@ -1,6 +1,6 @@
 import { execFile } from 'node:child_process';
 import { getSystemErrorMap } from 'node:util';
-import koffi from 'koffi';
+import type koffi from 'koffi';
 import { backingFile, isWithin, readMountTable, type MountInfo } from './mount-table.ts';
 
 export type MountErrorCode = 'busy' | 'not-found' | 'refused' | 'unsupported' | 'aborted' | 'failed';
@@ -68,7 +68,22 @@ const MNT_DETACH = 2;
 /** Where a kernel refuses a regular file as EROFS's source: ENOTBLK before 6.12, EINVAL where it is built without it. */
 const NEEDS_LOOP = new Set(['ENOTBLK', 'EINVAL']);
 
-type Syscall = (...args: unknown[]) => void;
+interface Syscalls {
+  readonly mount: { readonly async: (...args: unknown[]) => void };
+  readonly umount: { readonly async: (...args: unknown[]) => void };
+  readonly errnoOfCall: () => number;
+}
+
+/** Only when they are needed: an agent that takes over finds its mounts there. */
+async function loadSyscalls(): Promise<Syscalls> {
+  const { default: native } = (await import('koffi')) as { readonly default: typeof koffi };
+  const libc = native.load('libc.so.6');
+  return {
+    mount: libc.func('int mount(const char*, const char*, const char*, unsigned long, const char*)'),
+    umount: libc.func('int umount2(const char*, int)'),
+    errnoOfCall: () => native.errno(),
+  };
+}
 
 /**
  * @param parallel Calls that may wait in the kernel at once; by default a quarter of libuv's pool.
@@ -76,22 +91,22 @@ type Syscall = (...args: unknown[]) => void;
  */
 export function createMounter(options: { readonly parallel?: number; readonly forceLoop?: boolean } = {}): Mounter {
   const parallel = options.parallel ?? Math.max(1, Math.floor(Number(process.env['UV_THREADPOOL_SIZE'] ?? 4) / 4));
-  const libc = koffi.load('libc.so.6');
-  const mountCall = libc.func('int mount(const char*, const char*, const char*, unsigned long, const char*)');
-  const umountCall = libc.func('int umount2(const char*, int)');
+  let loaded: Promise<Syscalls> | undefined;
+  const syscalls = (): Promise<Syscalls> => (loaded ??= loadSyscalls());
   const turns = new Turns(parallel);
   let fileBacked = options.forceLoop !== true;
 
   /** Resolves with the errno's name, or undefined on success. Runs to its end: a mount cannot be called back. */
-  const call = async (syscall: { readonly async: Syscall }, args: readonly unknown[], signal: AbortSignal) => {
+  const call = async (name: 'mount' | 'umount', args: readonly unknown[], signal: AbortSignal) => {
     signal.throwIfAborted();
+    const { [name]: syscall, errnoOfCall } = await syscalls();
     await turns.enter(signal);
     try {
       return await new Promise<string | undefined>((resolve, reject) => {
         syscall.async(...args, (error: unknown, result: number) => {
           // errno is that of this call only until the callback returns.
           if (error) reject(error instanceof Error ? error : new Error(String(error)));
-          else resolve(result === 0 ? undefined : errnoName(koffi.errno()));
+          else resolve(result === 0 ? undefined : errnoName(errnoOfCall()));
         });
       });
     } finally {
@@ -101,10 +116,10 @@ export function createMounter(options: { readonly parallel?: number; readonly fo
 
   const mount = async (request: MountRequest, signal: AbortSignal): Promise<string | undefined> => {
     const { source, target, type, flags, data } = request;
-    const errno = await call(mountCall, [source, target, type, flags, data], signal);
+    const errno = await call('mount', [source, target, type, flags, data], signal);
     if (errno === undefined && signal.aborted) {
       // Nobody waits for it any more: leave nothing behind.
-      await call(umountCall, [target, MNT_DETACH | UMOUNT_NOFOLLOW], new AbortController().signal);
+      await call('umount', [target, MNT_DETACH | UMOUNT_NOFOLLOW], new AbortController().signal);
       throw new MountError('aborted', `Mounting ${source} on ${target} was cancelled`, { cause: signal.reason });
     }
     return errno;
@@ -128,7 +143,7 @@ export function createMounter(options: { readonly parallel?: number; readonly fo
       if (errno !== undefined) throw mountError('mount', request.source, request.target, errno);
     },
     async unmount(target, { lazy = false }, signal) {
-      const errno = await call(umountCall, [target, (lazy ? MNT_DETACH : 0) | UMOUNT_NOFOLLOW], signal);
+      const errno = await call('umount', [target, (lazy ? MNT_DETACH : 0) | UMOUNT_NOFOLLOW], signal);
       // EINVAL: the path is no mount point.
       if (errno === undefined || errno === 'EINVAL' || errno === 'ENOENT') return;
       throw mountError('unmount', undefined, target, errno);
