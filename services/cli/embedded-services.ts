@@ -37,7 +37,7 @@ export const EMBEDDED: EmbeddedSetup = {
     const gateway = loadSettings(GATEWAY, env, EMBEDDED_SETTINGS);
     const indexer = loadSettings(INDEXER, env, EMBEDDED_SETTINGS);
     return {
-      openBus: () => Promise.resolve(new LocalBus(join(dataDir, 'bus'))),
+      openBus: () => Promise.resolve(new LocalBus(join(dataDir, 'bus'), indexer)),
       async run({ bus, registry, metrics }, signal) {
         // Loaded after the agent: a start must not wait for them.
         const { runIndexer } = await import('#services/indexer/service.ts');

@@ -9,6 +9,9 @@ export interface BusUnderTest extends AsyncDisposable {
   readonly second: Bus;
 }
 
+/** Space for objects that a bus under test is to be given. */
+export const OBJECT_BYTES = 8 * 1024 * 1024;
+
 /** Long enough for a machine that is busy with other things; nothing waits for it to pass. */
 const PATIENCE_MS = 60_000;
 const text = (bytes: Uint8Array) => Buffer.from(bytes).toString();
@@ -100,6 +103,7 @@ export function busConformance(kind: string, open: () => Promise<BusUnderTest>):
     assert.equal(letter.subject, subject);
     assert.equal(letter.attempts, 3);
     assert.equal(text(letter.payload), 'bad');
+    assert.ok(Math.abs(Date.now() - letter.atMs) < 600_000);
     await publish(subject, 'good');
     assert.equal(await attempts.take(), 0, 'the queue goes on behind it');
   });
@@ -117,6 +121,36 @@ export function busConformance(kind: string, open: () => Promise<BusUnderTest>):
     );
     assert.equal(letter.reason, 'not ours');
     assert.equal(attempts, 1);
+  });
+
+  test(`${kind}: a dead letter can be put back, which makes it an event again, or dropped`, async () => {
+    const { subject, name } = fresh();
+    const seen = new Inbox<Delivery>();
+    let isMended = false;
+    await using _consumer = bus.events.consume(options(name, subject), async (delivery) => {
+      if (!isMended) throw new RejectedEvent('not yet');
+      seen.put(delivery);
+    });
+    const letters = async () => (await other.events.deadLetters(50, signal)).filter((l) => l.consumer === name);
+    await publish(subject, 'one');
+    await publish(subject, 'two');
+    const both = await eventually(async () => {
+      const found = await letters();
+      return found.length === 2 ? found : undefined;
+    });
+    const [one, two] = both.toSorted((a, b) => (text(a.payload) < text(b.payload) ? -1 : 1));
+    assert.ok(one && two);
+    isMended = true;
+    assert.equal(await other.events.dropDead(two.id, signal), true);
+    assert.equal(await other.events.retryDead(one.id, signal), true);
+    const delivery = await seen.take();
+    assert.deepEqual([text(delivery.payload), delivery.subject, delivery.attempt], ['one', subject, 1]);
+    assert.deepEqual(await letters(), []);
+    for (const id of [one.id, two.id, '999999999', 'nonsense']) {
+      assert.equal(await bus.events.retryDead(id, signal), false);
+      assert.equal(await bus.events.dropDead(id, signal), false);
+    }
+    assert.equal(seen.size, 0);
   });
 
   test(`${kind}: a name remembers its place while nobody consumes`, async () => {
@@ -281,6 +315,23 @@ export function busConformance(kind: string, open: () => Promise<BusUnderTest>):
     assert.equal(await bus.objects.get(name, signal), undefined);
     await bus.objects.put(name, Buffer.from('again'), signal);
     assert.equal(text((await other.objects.get(name, signal)) ?? new Uint8Array()), 'again');
+  });
+
+  test(`${kind}: when space is short the objects that were put first make room, and one that can never fit is refused`, async () => {
+    const names = Array.from({ length: 20 }, (_, i) => `full.${String(i).padStart(2, '0')}.${randomUUID()}`);
+    const there = async () => await Promise.all(names.map((name) => other.objects.has(name, signal)));
+    for (const [i, name] of names.entries()) {
+      await bus.objects.put(name, randomBytes(600_000), signal);
+      assert.equal((await there())[i], true);
+    }
+    const present = await there();
+    const kept = present.filter(Boolean).length;
+    assert.ok(kept >= 6 && kept * 600_000 <= OBJECT_BYTES, `${kept} are there`);
+    assert.ok(present.slice(-kept).every(Boolean), 'those that were put last');
+    assert.equal((await other.objects.get(names.at(-kept) ?? '', signal))?.length, 600_000);
+    await bus.objects.put(names[0] ?? '', Buffer.from('anew'), signal);
+    assert.equal(text((await other.objects.get(names[0] ?? '', signal)) ?? new Uint8Array()), 'anew');
+    await rejectsWith('too-large', bus.objects.put(`huge.${randomUUID()}`, new Uint8Array(OBJECT_BYTES), signal));
   });
 
   test(`${kind}: a claim is held by one at a time and free once it is given back`, async () => {

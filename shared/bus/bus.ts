@@ -58,6 +58,9 @@ export interface ConsumerOptions {
 }
 
 export interface DeadLetter {
+  /** Names it for `retryDead` and `dropDead`; never used twice. */
+  readonly id: string;
+  readonly atMs: number;
   readonly consumer: string;
   readonly subject: string;
   readonly reason: string;
@@ -75,8 +78,11 @@ export interface EventLog {
    * its process also ends there.
    */
   consume(options: ConsumerOptions, handler: (delivery: Delivery) => Promise<void>): Subscription;
-  /** Newest last. */
+  /** The newest `limit`, newest last. */
   deadLetters(limit: number, signal: AbortSignal): Promise<readonly DeadLetter[]>;
+  /** Publishes the event of a dead letter anew, to all its consumers, and drops the letter. Resolves to false where there is none. */
+  retryDead(id: string, signal: AbortSignal): Promise<boolean>;
+  dropDead(id: string, signal: AbortSignal): Promise<boolean>;
 }
 
 /** Messages between processes that are up now. */
@@ -99,7 +105,10 @@ export interface Messages {
   ): Subscription;
 }
 
-/** Immutable objects by name (layer indexes). Names: letters, digits, `-`, `_`, `.`. */
+/**
+ * Immutable objects by name (layer indexes). Names: letters, digits, `-`, `_`, `.`. Bounded: when space runs short, those that were
+ * put first are dropped. Whoever misses one makes it again.
+ */
 export interface ObjectStore {
   /** An object of that name that is there already stays as it is. */
   put(name: string, bytes: Uint8Array, signal: AbortSignal): Promise<void>;
@@ -153,6 +162,10 @@ export const BUS_LIMITS = {
   payloadBytes: 768 * 1024,
   /** Bytes of an object: a layer index of a huge gzip layer is some 10 MiB. */
   objectBytes: 256 * 1024 * 1024,
+  /** Bytes of all objects, unless told otherwise. */
+  allObjectBytes: 1024 ** 3,
+  /** When objects have to make room, so many are dropped that this share of the space is used: it then lasts for a while. */
+  objectRoom: 0.75,
   /** Events of one id within this are one event; registries retry for minutes. */
   dedupeMs: 60 * 60 * 1000,
   /** Events are kept this long; a node that was away longer has missed them. */

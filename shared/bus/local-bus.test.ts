@@ -1,14 +1,15 @@
 import assert from 'node:assert/strict';
-import { mkdtemp, rm } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { DatabaseSync } from 'node:sqlite';
 import { test } from 'node:test';
-import { busConformance, Inbox } from './bus-conformance.ts';
+import { busConformance, Inbox, OBJECT_BYTES } from './bus-conformance.ts';
 import { LocalBus } from './local-bus.ts';
 
 busConformance('in-process bus', async () => {
   const directory = await mkdtemp(join(tmpdir(), 'kindling-bus-'));
-  const bus = new LocalBus(directory);
+  const bus = new LocalBus(directory, { objectBytes: OBJECT_BYTES });
   return {
     first: bus,
     second: bus,
@@ -53,6 +54,42 @@ test('in-process bus: events, places, attempts and objects survive the process',
     bus.events.consume(consumer, async (d) => seen.put(`${d.attempt} ${Buffer.from(d.payload).toString()}`));
     assert.equal(await seen.take(), '2 cut short');
     assert.equal(Buffer.from((await bus.objects.get('o', signal)) ?? []).toString(), 'object');
+  } finally {
+    await rm(directory, { recursive: true });
+  }
+});
+
+test('in-process bus: objects in memory are bounded as well; half-written files of a killed process are removed', async () => {
+  const signal = new AbortController().signal;
+  await using memory = new LocalBus(undefined, { objectBytes: 1000 });
+  for (const name of ['a', 'b', 'c']) await memory.objects.put(name, new Uint8Array(400), signal);
+  const present = await Promise.all(['a', 'b', 'c'].map((name) => memory.objects.has(name, signal)));
+  assert.deepEqual(present, [false, false, true]);
+  const directory = await mkdtemp(join(tmpdir(), 'kindling-bus-'));
+  try {
+    await mkdir(join(directory, 'objects'));
+    await writeFile(join(directory, 'objects', '~1-1'), 'half');
+    await using bus = new LocalBus(directory);
+    await bus.objects.put('whole', Buffer.from('x'), signal);
+    assert.deepEqual(await readdir(join(directory, 'objects')), ['whole']);
+  } finally {
+    await rm(directory, { recursive: true });
+  }
+});
+
+test('in-process bus: the database of a version that did not date its dead letters is taken over', async () => {
+  const directory = await mkdtemp(join(tmpdir(), 'kindling-bus-'));
+  try {
+    using old = new DatabaseSync(join(directory, 'events.sqlite'));
+    old.exec(
+      `CREATE TABLE dead (number INTEGER PRIMARY KEY AUTOINCREMENT, consumer TEXT NOT NULL, subject TEXT NOT NULL,
+       reason TEXT NOT NULL, attempts INTEGER NOT NULL, payload BLOB NOT NULL)`,
+    );
+    old.exec("INSERT INTO dead (consumer, subject, reason, attempts, payload) VALUES ('c', 's', 'r', 1, x'00')");
+    old.close();
+    await using bus = new LocalBus(directory);
+    const [letter] = await bus.events.deadLetters(1);
+    assert.deepEqual([letter?.id, letter?.atMs, letter?.reason], ['1', 0, 'r']);
   } finally {
     await rm(directory, { recursive: true });
   }

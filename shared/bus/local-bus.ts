@@ -13,11 +13,17 @@ export class LocalBus implements Bus {
   readonly objects: ObjectStore;
   readonly claims: Claims = new LocalClaims();
 
-  /** `directory`: where events and objects are kept over restarts; one process at a time. Without it all is in memory. */
-  constructor(directory?: string) {
+  /**
+   * `directory`: where events and objects are kept over restarts; one process at a time. Without it all is in memory. `objectBytes`:
+   * space for all objects.
+   */
+  constructor(directory?: string, { objectBytes }: { readonly objectBytes?: number } = {}) {
     if (directory !== undefined) mkdirSync(directory, { recursive: true, mode: 0o700 });
     this.events = new LocalEventLog(directory === undefined ? ':memory:' : join(directory, 'events.sqlite'));
-    this.objects = directory === undefined ? new MemoryObjects() : new FileObjects(join(directory, 'objects'));
+    this.objects =
+      directory === undefined
+        ? new MemoryObjects(objectBytes)
+        : new FileObjects(join(directory, 'objects'), objectBytes);
   }
 
   connected(): boolean {

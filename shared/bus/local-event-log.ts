@@ -12,6 +12,7 @@ import {
   type Subscription,
 } from './bus.ts';
 import { cancelled } from './deadline.ts';
+import { LocalDeadLetters } from './local-dead-letters.ts';
 import { checkName, checkPattern, checkSubject, matches } from './subject.ts';
 
 /** Old events are looked for each time this many were published. */
@@ -27,8 +28,6 @@ CREATE TABLE IF NOT EXISTS consumers (name TEXT PRIMARY KEY, next INTEGER NOT NU
   inactive INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS pending (consumer TEXT NOT NULL, seq INTEGER NOT NULL, attempts INTEGER NOT NULL,
   due INTEGER NOT NULL, PRIMARY KEY (consumer, seq));
-CREATE TABLE IF NOT EXISTS dead (number INTEGER PRIMARY KEY AUTOINCREMENT, consumer TEXT NOT NULL, subject TEXT NOT NULL,
-  reason TEXT NOT NULL, attempts INTEGER NOT NULL, payload BLOB NOT NULL);
 `;
 
 interface Taken {
@@ -42,6 +41,7 @@ interface Taken {
 export class LocalEventLog implements EventLog, AsyncDisposable {
   readonly #db: DatabaseSync;
   readonly #now: () => number;
+  readonly #dead: LocalDeadLetters;
   readonly #consumers = new Set<LocalConsumer>();
   /** By consumer name: numbers of events whose handler is running. */
   readonly #running = new Map<string, Set<number>>();
@@ -53,6 +53,7 @@ export class LocalEventLog implements EventLog, AsyncDisposable {
     // EXCLUSIVE: no shared-memory file, which would be a SIGBUS on a full disk.
     this.#db.exec('PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;');
     this.#db.exec(SCHEMA);
+    this.#dead = new LocalDeadLetters(this.#db);
     // Whoever handled these died with the process before.
     this.#db.prepare('UPDATE pending SET due = 0').run();
     this.#prune();
@@ -100,16 +101,18 @@ export class LocalEventLog implements EventLog, AsyncDisposable {
   }
 
   async deadLetters(limit: number): Promise<readonly DeadLetter[]> {
-    const rows = this.#db
-      .prepare('SELECT consumer, subject, reason, attempts, payload FROM dead ORDER BY number DESC LIMIT ?')
-      .all(limit);
-    return rows.reverse().map((row) => ({
-      consumer: String(row.consumer),
-      subject: String(row.subject),
-      reason: String(row.reason),
-      attempts: Number(row.attempts),
-      payload: row.payload as Uint8Array,
-    }));
+    return this.#dead.newest(limit);
+  }
+
+  async retryDead(id: string, signal: AbortSignal): Promise<boolean> {
+    const letter = this.#dead.find(id);
+    if (letter === undefined) return false;
+    await this.publish({ subject: letter.subject, id: retryId(letter), payload: letter.payload }, signal);
+    return this.#dead.drop(id);
+  }
+
+  async dropDead(id: string): Promise<boolean> {
+    return this.#dead.drop(id);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -186,9 +189,8 @@ export class LocalEventLog implements EventLog, AsyncDisposable {
   }
 
   bury(name: string, taken: Taken, attempts: number, reason: string): void {
-    this.#db
-      .prepare('INSERT INTO dead (consumer, subject, reason, attempts, payload) VALUES (?, ?, ?, ?, ?)')
-      .run(name, taken.subject, reason, attempts, taken.payload);
+    const { subject, payload } = taken;
+    this.#dead.bury({ atMs: this.#now(), consumer: name, subject, reason, attempts, payload });
     this.settle(name, taken.seq);
   }
 
@@ -217,7 +219,7 @@ export class LocalEventLog implements EventLog, AsyncDisposable {
       this.#db.prepare('DELETE FROM consumers WHERE name = ?').run(String(row.name));
       this.#db.prepare('DELETE FROM pending WHERE consumer = ?').run(String(row.name));
     }
-    this.#db.prepare('DELETE FROM dead WHERE number <= (SELECT max(number) FROM dead) - ?').run(BUS_LIMITS.deadLetters);
+    this.#dead.prune();
   }
 }
 
@@ -302,4 +304,9 @@ class LocalConsumer implements AsyncDisposable {
 export function reasonOf(error: unknown): string {
   const text = error instanceof Error ? error.message : String(error);
   return text.replaceAll(/[^\x20-\x7e]+/g, ' ').slice(0, 500);
+}
+
+/** The same each time, so that a letter that is put back twice in a row is one event. */
+export function retryId(letter: Pick<DeadLetter, 'id' | 'atMs'>): string {
+  return `retry-${letter.id}-${letter.atMs}`;
 }

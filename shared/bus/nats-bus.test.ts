@@ -1,19 +1,21 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
+import { connect } from 'nats';
 import { silentLogger } from '#shared/telemetry/logger.ts';
-import { busConformance, eventually, Inbox, rejectsWith } from './bus-conformance.ts';
+import { busConformance, eventually, Inbox, OBJECT_BYTES, rejectsWith } from './bus-conformance.ts';
 import { NatsBus } from './nats-bus.ts';
+import type { NatsOptions } from './nats-link.ts';
 import { NatsProcess } from './nats-process.ts';
 
 const signal = new AbortController().signal;
-const busOf = (url: string, more: { claimTtlMs?: number; waitMs?: number } = {}) =>
+const busOf = (url: string, more: Partial<NatsOptions> = {}) =>
   new NatsBus({ url, clientName: 'test', logger: silentLogger, ...more });
 
 describe('NATS', { skip: NatsProcess.missing() }, () => {
   busConformance('NATS', async () => {
     const server = await NatsProcess.start();
-    const first = busOf(server.url);
-    const second = busOf(server.url);
+    const first = busOf(server.url, { objectBytes: OBJECT_BYTES });
+    const second = busOf(server.url, { objectBytes: OBJECT_BYTES });
     return {
       first,
       second,
@@ -83,6 +85,34 @@ describe('NATS', { skip: NatsProcess.missing() }, () => {
     await server.resume();
     await eventually(async () => (bus.messages.send('kindling.x', Buffer.from('hello')) ? true : undefined));
     assert.equal(await seen.take(), 'hello');
+  });
+
+  test('parts of an object whose writer was killed are removed by the next that writes, whole ones stay', async () => {
+    await using server = await NatsProcess.start();
+    {
+      await using before = busOf(server.url);
+      await before.objects.put('whole', Buffer.from('whole'), signal);
+    }
+    const raw = await connect({ servers: server.url });
+    const parts = async () => {
+      const jsm = await raw.jetstreamManager();
+      const { state } = await jsm.streams.info('OBJ_KINDLING_OBJECTS', { subjects_filter: '$O.KINDLING_OBJECTS.C.>' });
+      return Object.keys(state.subjects ?? {});
+    };
+    try {
+      const orphan = '$O.KINDLING_OBJECTS.C.HALF';
+      await raw.jetstream().publish(orphan, new Uint8Array(100_000));
+      // Put just now: its writer may be at work.
+      await using patient = busOf(server.url, { orphanMs: 600_000 });
+      await patient.objects.put('another', Buffer.from('x'), signal);
+      assert.ok((await parts()).includes(orphan));
+      await using bus = busOf(server.url, { orphanMs: -600_000 });
+      await bus.objects.put('third', Buffer.from('x'), signal);
+      assert.equal((await parts()).includes(orphan), false);
+      for (const name of ['whole', 'another', 'third']) assert.ok(await bus.objects.get(name, signal), name);
+    } finally {
+      await raw.close();
+    }
   });
 
   test('the claim of a holder that died is free after its time', async () => {

@@ -1,4 +1,4 @@
-import { AckPolicy, DeliverPolicy, headers, type ConsumerConfig, type JsMsg } from 'nats';
+import { AckPolicy, DeliverPolicy, type ConsumerConfig, type JsMsg } from 'nats';
 import {
   BUS_LIMITS,
   BusError,
@@ -12,16 +12,10 @@ import {
   type Subscription,
 } from './bus.ts';
 import { pause, within } from './deadline.ts';
-import { reasonOf } from './local-event-log.ts';
-import {
-  DEAD_STREAM,
-  EVENT_STREAM,
-  isNoResponder,
-  isNotFound,
-  toBusError,
-  type Link,
-  type NatsLink,
-} from './nats-link.ts';
+import { reasonOf, retryId } from './local-event-log.ts';
+import { buryInStream, NatsDeadLetters } from './nats-dead-letters.ts';
+import { EVENT_STREAM, isNoResponder, isNotFound, type Link, type NatsLink } from './nats-link.ts';
+import { publishToStream } from './nats-publish.ts';
 import { checkName, checkPattern, checkSubject } from './subject.ts';
 import { checkSize } from './local-messages.ts';
 
@@ -29,29 +23,25 @@ import { checkSize } from './local-messages.ts';
 const PULL_MS = 20_000;
 /** After the server's own end of a pull: then its answer was lost. */
 const PULL_SLACK_MS = 2_000;
-/** A publish is tried again within this; the id makes that safe. */
-const PUBLISH_MS = 10_000;
 const RETRY_MS = 250;
 const MAX_RETRY_MS = 5_000;
 /** Events delivered to a consumer name and not yet acknowledged, over all processes. */
 const MAX_UNACKED = 4096;
 
-const SUBJECT = 'Kindling-Subject';
-const REASON = 'Kindling-Reason';
-const ATTEMPTS = 'Kindling-Attempts';
-
 export class NatsEventLog implements EventLog, AsyncDisposable {
   readonly #link: NatsLink;
+  readonly #dead: NatsDeadLetters;
   readonly #consumers = new Set<NatsConsumer>();
 
   constructor(link: NatsLink) {
     this.#link = link;
+    this.#dead = new NatsDeadLetters(link);
   }
 
   async publish(event: OutgoingEvent, signal: AbortSignal): Promise<{ readonly duplicate: boolean }> {
     checkSubject(event.subject);
     checkSize(event.subject, event.payload);
-    return await publish(this.#link, event, signal);
+    return await publishToStream(this.#link, event, signal);
   }
 
   consume(options: ConsumerOptions, handler: (delivery: Delivery) => Promise<void>): Subscription {
@@ -63,66 +53,23 @@ export class NatsEventLog implements EventLog, AsyncDisposable {
   }
 
   async deadLetters(limit: number, signal: AbortSignal): Promise<readonly DeadLetter[]> {
-    const what = 'read the dead letters';
-    const link = await this.#link.streams(what, signal);
-    const ends = AbortSignal.any([signal, link.gone]);
-    try {
-      const { state } = await within(link.jsm.streams.info(DEAD_STREAM), BUS_LIMITS.waitMs, ends, what);
-      const letters: DeadLetter[] = [];
-      for (let seq = Math.max(1, state.first_seq, state.last_seq - limit + 1); seq <= state.last_seq; seq++) {
-        const stored = await within(
-          link.jsm.streams.getMessage(DEAD_STREAM, { seq }),
-          BUS_LIMITS.waitMs,
-          ends,
-          what,
-        ).catch((error: unknown) => {
-          if (isNotFound(error)) return undefined;
-          throw error;
-        });
-        if (!stored) continue;
-        letters.push({
-          consumer: stored.subject.slice('kindling.dead.'.length),
-          subject: stored.header.get(SUBJECT),
-          reason: stored.header.get(REASON),
-          attempts: Number(stored.header.get(ATTEMPTS)),
-          payload: stored.data,
-        });
-      }
-      return letters;
-    } catch (error) {
-      throw toBusError(error, what);
-    }
+    return await this.#dead.newest(limit, signal);
+  }
+
+  async retryDead(id: string, signal: AbortSignal): Promise<boolean> {
+    const letter = await this.#dead.find(id, signal);
+    if (letter === undefined) return false;
+    const event = { subject: letter.subject, id: retryId(letter), payload: letter.payload };
+    await publishToStream(this.#link, event, signal);
+    return await this.#dead.drop(id, signal);
+  }
+
+  async dropDead(id: string, signal: AbortSignal): Promise<boolean> {
+    return await this.#dead.drop(id, signal);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await Promise.all([...this.#consumers].map((consumer) => consumer[Symbol.asyncDispose]()));
-  }
-}
-
-async function publish(
-  natsLink: NatsLink,
-  event: OutgoingEvent & { readonly notes?: Readonly<Record<string, string>> },
-  signal: AbortSignal,
-): Promise<{ readonly duplicate: boolean }> {
-  const what = `publish to ${event.subject}`;
-  const until = performance.now() + PUBLISH_MS;
-  for (;;) {
-    try {
-      const link = await natsLink.streams(what, signal);
-      const noted = headers();
-      for (const [name, value] of Object.entries(event.notes ?? {})) noted.set(name, value);
-      const published = link.js.publish(event.subject, event.payload, { msgID: event.id, headers: noted });
-      const ack = await within(published, BUS_LIMITS.waitMs, AbortSignal.any([signal, link.gone]), what);
-      return { duplicate: ack.duplicate };
-    } catch (cause) {
-      if (isNoResponder(cause) || isNotFound(cause)) natsLink.forgetStreams();
-      const error = toBusError(cause, what);
-      const lost = error.code === 'cancelled' && !signal.aborted;
-      if ((!error.retryable && !lost) || performance.now() > until) {
-        throw lost ? new BusError('unavailable', `Cannot ${what}: the connection to NATS was lost`, { cause }) : error;
-      }
-      await pause(RETRY_MS, signal);
-    }
   }
 }
 
@@ -281,14 +228,10 @@ class NatsConsumer implements AsyncDisposable {
       { consumer: name, subject: message.subject, attempts, reason },
       'put an event among the dead letters',
     );
+    const id = `${name}-${message.seq}-${message.info.timestampNanos}`;
+    const { subject, data: payload } = message;
     try {
-      const letter = {
-        subject: `kindling.dead.${name}`,
-        id: `${name}-${message.seq}-${message.info.timestampNanos}`,
-        payload: message.data,
-        notes: { [SUBJECT]: message.subject, [REASON]: reason, [ATTEMPTS]: String(attempts) },
-      };
-      await publish(this.#link, letter, this.#link.closed);
+      await buryInStream(this.#link, id, { consumer: name, subject, reason, attempts, payload });
     } catch {
       return;
     }

@@ -24,8 +24,10 @@ export interface NatsOptions {
   readonly logger: Logger;
   /** Copies the server cluster keeps of each stream. */
   readonly replicas?: number;
-  /** Bytes of all objects; a put beyond it fails. */
+  /** Space for all objects, where they are not set up yet. */
   readonly objectBytes?: number;
+  /** Parts of an object that never became whole are removed when they are older. */
+  readonly orphanMs?: number;
   /** A claim that is not renewed ends after this. */
   readonly claimTtlMs?: number;
   /** How long a call waits for a connection; `BUS_LIMITS.waitMs` unless told otherwise. */

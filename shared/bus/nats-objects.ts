@@ -1,18 +1,20 @@
 import { StorageType, type ObjectStore as NatsObjectStore } from 'nats';
 import { BUS_LIMITS, BusError, type ObjectStore } from './bus.ts';
 import { within } from './deadline.ts';
-import { checkObjectSize } from './local-objects.ts';
 import { isNoResponder, isNotFound, toBusError, type Link, type NatsLink } from './nats-link.ts';
+import { makeRoom, OBJECT_BUCKET, removeOrphans } from './nats-object-room.ts';
 import { checkObjectName } from './subject.ts';
 
-export const OBJECT_BUCKET = 'KINDLING_OBJECTS';
-const DEFAULT_BYTES = 1024 ** 3;
 const LOOK_MS = 5_000;
 /** A whole object of the greatest size at some 10 MB/s. */
 const MOVE_MS = 30_000;
+/** No put takes so long. */
+const ORPHAN_MS = 10 * 60 * 1000;
 
 export class NatsObjects implements ObjectStore {
   readonly #link: NatsLink;
+  /** Whether we have looked for what writers before us left half done: once, by processes that write. */
+  #swept = false;
   #opened: { readonly link: Link; readonly store: Promise<NatsObjectStore> } | undefined;
 
   constructor(link: NatsLink) {
@@ -21,10 +23,12 @@ export class NatsObjects implements ObjectStore {
 
   async put(name: string, bytes: Uint8Array, signal: AbortSignal): Promise<void> {
     checkObjectName(name);
-    checkObjectSize(name, bytes);
-    await this.#with(`store the object ${name}`, MOVE_MS, signal, async (store) => {
+    await this.#with(`store the object ${name}`, MOVE_MS, signal, async (store, link) => {
       const known = await store.info(name);
       if (known && !known.deleted) return;
+      if (!this.#swept) await removeOrphans(link.jsm, store, this.#link.options.orphanMs ?? ORPHAN_MS);
+      this.#swept = true;
+      await makeRoom(link.jsm, store, name, bytes);
       await store.putBlob({ name }, bytes, { timeout: MOVE_MS });
     });
   }
@@ -59,13 +63,13 @@ export class NatsObjects implements ObjectStore {
     what: string,
     ms: number,
     signal: AbortSignal,
-    work: (store: NatsObjectStore) => Promise<T>,
+    work: (store: NatsObjectStore, link: Link) => Promise<T>,
   ): Promise<T> {
     const link = await this.#link.link(what, signal);
     const ends = AbortSignal.any([signal, link.gone]);
     try {
       const store = await within(this.#open(link), LOOK_MS, ends, what);
-      return await within(work(store), ms, ends, what);
+      return await within(work(store, link), ms, ends, what);
     } catch (error) {
       if (isNoResponder(error) || isNotFound(error)) this.#opened = undefined;
       if (link.gone.aborted && !signal.aborted) {
@@ -77,7 +81,7 @@ export class NatsObjects implements ObjectStore {
 
   async #open(link: Link): Promise<NatsObjectStore> {
     if (this.#opened?.link !== link) {
-      const { replicas = 1, objectBytes = DEFAULT_BYTES } = this.#link.options;
+      const { replicas = 1, objectBytes = BUS_LIMITS.allObjectBytes } = this.#link.options;
       const store = link.js.views.os(OBJECT_BUCKET, {
         description: 'Kindling: layer indexes',
         storage: StorageType.File,

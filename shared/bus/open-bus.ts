@@ -31,7 +31,7 @@ export const busSettings = {
     schema: bytes,
     default: '1G',
     unit: 'bytes',
-    help: 'space for layer indexes in NATS when it is first set up',
+    help: 'space for layer indexes; when it is short the oldest are dropped. In NATS: as it was first set up',
   },
 } as const satisfies Settings;
 
@@ -42,7 +42,7 @@ export async function openBus(
   directory: string | undefined,
   logger: Logger,
 ): Promise<Bus> {
-  if (values.natsUrl === undefined) return new LocalBus(directory);
+  if (values.natsUrl === undefined) return new LocalBus(directory, values);
   // Loaded only where it is used: a single node does not pay for the client.
   const { NatsBus } = await import('./nats-bus.ts');
   return new NatsBus({
