@@ -149,6 +149,25 @@ describe('the span map', () => {
     assert.deepEqual(table.spansOf(0, 1e9), whole.spansOf(0, 1e9));
   });
 
+  it('tells which spans come only one after the other from the front of their frame', () => {
+    const index: LayerIndex = { ...indexOfTar(TAR, 4096), format: 'zstd' };
+    // The frame begins within the second span, the next one with the fifth.
+    const frames = [undefined, 100, 100, 100, 900, 900];
+    const spans = index.spans.map((span, i) => {
+      const blobOffset = frames[i];
+      if (blobOffset === undefined) return span;
+      const inner = { blobOffset, blobLength: 0, skip: 0 };
+      if (i !== 1) return { ...span, segments: [{ ...inner, length: span.streamLength }] };
+      const before = { blobOffset: 90, blobLength: 10, skip: 0, length: 8 };
+      return { ...span, segments: [before, { ...inner, length: span.streamLength - 8 }] };
+    });
+    const map = parseSpanMap(buildLayerImage({ ...index, blobSize: 100_000, spans }).map);
+    const streams = Array.from({ length: 7 }, (_, span) => map.streamOf(span));
+    assert.deepEqual(streams, [undefined, [1, 3], [1, 3], [1, 3], [4, 5], [4, 5], undefined]);
+    assert.equal(map.blobStart(1), 90);
+    assert.equal(map.blobStart(4), 900);
+  });
+
   it('keeps checkpoints and their windows', () => {
     const window = Buffer.from(CONTENT.subarray(0, 3000));
     const index: LayerIndex = { ...indexOfTar(TAR, 4096), format: 'gzip' };

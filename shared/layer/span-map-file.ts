@@ -45,8 +45,8 @@ export function spanTableBytes(header: Uint8Array): number {
   return spanMapSections(readSpanMapHeader(header).counts).tableEnd;
 }
 
-/** The part that serving needs, from a prefix of the file. @throws LayerError `malformed` */
-export function parseSpanTable(prefix: Uint8Array): SpanMap {
+/** The part that finding spans needs, from a prefix of the file. @throws LayerError `malformed` */
+export function parseSpanTable(prefix: Uint8Array): Omit<SpanMap, 'streamOf'> {
   return new SpanTable(prefix, false);
 }
 
@@ -58,7 +58,7 @@ export function parseSpanMap(file: Uint8Array): DecodableSpanMap {
   return new FullSpanMap(file);
 }
 
-class SpanTable implements SpanMap {
+class SpanTable implements Omit<SpanMap, 'streamOf'> {
   readonly layer: Digest;
   readonly format: LayerFormat;
   readonly blobSize: number;
@@ -176,6 +176,8 @@ class FullSpanMap extends SpanTable implements DecodableSpanMap {
   readonly #pieceLength: Uint32Array;
   readonly #digests: Uint8Array;
   readonly #windows: Uint8Array;
+  /** First and last span of each run that comes only together, one after the other. */
+  readonly #streams: Uint32Array;
 
   constructor(bytes: Uint8Array) {
     super(bytes, true);
@@ -211,6 +213,30 @@ class FullSpanMap extends SpanTable implements DecodableSpanMap {
       }
       if (heads[0] !== 0 || before !== count) throw malformedMap('a table does not cover its entries');
     }
+    this.#streams = this.#findStreams();
+  }
+
+  streamOf(span: number): readonly [first: number, last: number] | undefined {
+    for (let i = 0; i < this.#streams.length; i += 2) {
+      const [first = 0, last = 0] = this.#streams.subarray(i, i + 2);
+      if (span >= first && span <= last) return [first, last];
+    }
+    return undefined;
+  }
+
+  /** Spans whose last segment has no length, as long as that begins at the same place: in the same zstd frame. */
+  #findStreams(): Uint32Array {
+    const streams: number[] = [];
+    let frame: number | undefined;
+    for (let span = 0; span < this.spanCount; span++) {
+      const end = this.#firstSegment[span + 1] ?? 0;
+      const isOpen = end > (this.#firstSegment[span] ?? 0) && this.#segmentBlobLength[end - 1] === 0;
+      const at = isOpen && this.decodedLength(span) > 0 ? this.#segmentBlob[end - 1] : undefined;
+      if (at !== undefined && at === frame) streams[streams.length - 1] = span;
+      else if (at !== undefined) streams.push(span, span);
+      frame = at;
+    }
+    return Uint32Array.from(streams);
   }
 
   /** Bounds are checked here, for one span, so that loading stays cheap. @throws LayerError `malformed` */

@@ -31,6 +31,11 @@ export interface SpanMap {
   /** Bytes that the extents cover; what a peer sends is these, concatenated. */
   payloadLength(span: number): number;
   decodedLength(span: number): number;
+  /**
+   * Of a span that no bounded range of the blob decodes to: first and last of the spans that come only together, by decoding the blob
+   * from the first one's `blobStart` on. undefined: it can be had alone.
+   */
+  streamOf(span: number): readonly [first: number, last: number] | undefined;
   /** First and last span whose payload touches the image range, or undefined where the range is padding or metadata. */
   spansOf(imageOffset: number, length: number): readonly [first: number, last: number] | undefined;
 }

@@ -27,6 +27,7 @@ function uniformMap(spans: number): SpanMap {
     blobEnd: (span) => (span + 1) * SPAN,
     payloadLength: () => SPAN,
     decodedLength: () => SPAN,
+    streamOf: () => undefined,
     spansOf: () => undefined,
   };
 }

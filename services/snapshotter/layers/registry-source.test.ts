@@ -25,6 +25,7 @@ function mapOf(ranges: readonly (readonly [number, number])[]): SpanMap {
     blobEnd: (span) => ranges[span]?.[1] ?? 0,
     payloadLength: () => 0,
     decodedLength: () => 0,
+    streamOf: () => undefined,
     spansOf: () => undefined,
   };
 }
