@@ -1,11 +1,14 @@
 import type { Digest } from '#shared/digest/digest.ts';
-import type { NodeRecord } from '#shared/distribution/messages.ts';
+import type { NodeFigures, NodeRecord } from '#shared/distribution/messages.ts';
 import type { Grant, LeaseView } from './lease-policy.ts';
+import type { Report } from './report-policy.ts';
 
 /** What has changed on a node for one layer. */
 export interface LayerChange {
   readonly spanCount: number;
   readonly gained?: readonly number[];
+  /** Of those gained: read from the registry. */
+  readonly read?: readonly number[] | undefined;
   /** In place of all that was known: bitmap of what it holds. */
   readonly have?: Uint8Array;
   /** All that it wants and has not got. */
@@ -30,6 +33,9 @@ export interface LayerSummary {
   readonly members: number;
   readonly held: number;
   readonly copies: number;
+  /** Spans read from the registry, and how many different ones. */
+  readonly reads: number;
+  readonly readSpans: number;
   readonly leases: number;
   readonly unread: number;
 }
@@ -46,16 +52,26 @@ export interface ChunkDirectory extends AsyncDisposable {
   secret(make: () => string): Promise<string>;
   readonly nodes: NodeTable;
   readonly layers: LayerTable;
+  readonly reports: ReportTable;
 }
 
 export interface NodeTable {
-  put(record: NodeRecord, nowMs: number): Promise<void>;
+  put(record: NodeRecord, nowMs: number, figures?: NodeFigures): Promise<void>;
   get(nodes: readonly string[]): Promise<readonly NodeRecord[]>;
   all(limit: number): Promise<readonly NodeRecord[]>;
+  /** What those of the nodes have said last that have said it. */
+  figures(nodes: readonly string[]): Promise<ReadonlyMap<string, NodeFigures>>;
   /** Nodes not put since `beforeMs`. */
   silent(beforeMs: number): Promise<readonly string[]>;
   /** Forgets the node and all that it held or fetched. */
   remove(node: string, nowMs: number): Promise<void>;
+}
+
+export interface ReportTable {
+  /** Only the latest some thousand are kept. */
+  add(report: Report, nowMs: number): Promise<void>;
+  /** Those not older; each once. */
+  since(ms: number): Promise<readonly Report[]>;
 }
 
 export interface LayerTable {

@@ -38,6 +38,30 @@ export function directoryConformance(name: string, open: () => Promise<ChunkDire
     await directory.nodes.remove('n2', 2_000);
   });
 
+  it('what nodes say of themselves is kept until they go, and a join does not take it away', async (directory) => {
+    const figures = { registryBytes: 1, peerBytes: 2, givenBytes: 3, feeds: [{ node: 'n4', bytes: 2 }] };
+    await directory.nodes.put(record('n3'), 1_000, figures);
+    await directory.nodes.put(record('n3'), 1_000);
+    await directory.nodes.put(record('n4'), 1_000);
+    assert.deepEqual([...(await directory.nodes.figures(['n3', 'n4', 'nobody']))], [['n3', figures]]);
+    await directory.nodes.remove('n3', 1_000);
+    assert.equal((await directory.nodes.figures(['n3'])).size, 0);
+    await directory.nodes.remove('n4', 1_000);
+  });
+
+  it('reports are kept, each once, as of when it was made last', async (directory) => {
+    for (const [reporter, atMs] of [
+      ['10.0.0.1', 1_000],
+      ['10.0.0.2', 2_000],
+      ['10.0.0.1', 3_000],
+    ] as const) {
+      await directory.reports.add({ suspect: 'bad', reporter }, atMs);
+    }
+    const since = async (ms: number) => (await directory.reports.since(ms)).map(({ reporter }) => reporter).toSorted();
+    assert.deepEqual(await since(1_500), ['10.0.0.1', '10.0.0.2']);
+    assert.deepEqual(await since(2_500), ['10.0.0.1']);
+  });
+
   it('what is wanted, not held and not fetched is unread; it is leased once', async (directory, layer) => {
     const { layers: table } = directory;
     await table.change(layer, 'a', { spanCount: 20, have: wants(1), wants: wants(2, 3) }, 0, LEASE_MS);
@@ -143,12 +167,20 @@ export function directoryConformance(name: string, open: () => Promise<ChunkDire
   it('removing a node takes it out of its layers; the summary counts', async (directory, layer) => {
     const { layers: table } = directory;
     await directory.nodes.put(record('x'), 0);
-    await table.change(layer, 'x', { spanCount: 20, have: wants(0, 1) }, 0, LEASE_MS);
-    await table.change(layer, 'y', { spanCount: 20, have: wants(0), wants: wants(7), fetching: [8] }, 0, LEASE_MS);
+    await table.change(layer, 'x', { spanCount: 20, gained: [0, 1], read: [0, 1] }, 0, LEASE_MS);
+    await table.change(
+      layer,
+      'y',
+      { spanCount: 20, gained: [0], read: [0], wants: wants(7), fetching: [8] },
+      0,
+      LEASE_MS,
+    );
     const summary = async () => (await table.summaries(10_000)).find((one) => one.layer === layer);
-    assert.deepEqual(await summary(), { layer, spanCount: 20, members: 2, held: 2, copies: 3, leases: 1, unread: 1 });
+    const read = { reads: 3, readSpans: 2 };
+    const counted = { layer, spanCount: 20, ...read, leases: 1, unread: 1 };
+    assert.deepEqual(await summary(), { ...counted, members: 2, held: 2, copies: 3 });
     await directory.nodes.remove('x', 0);
-    assert.deepEqual(await summary(), { layer, spanCount: 20, members: 1, held: 1, copies: 1, leases: 1, unread: 1 });
+    assert.deepEqual(await summary(), { ...counted, members: 1, held: 1, copies: 1 });
     const members = await table.members(layer, 10);
     assert.deepEqual(members, { total: 1, sample: ['y'] });
     await table.leave(layer, 'y', 0);

@@ -6,7 +6,9 @@ export class DistributorMetrics {
   readonly leases: Counter<'how'>;
   readonly lostNodes: Counter;
   readonly forgotten: Counter;
+  readonly reports: Counter<'outcome'>;
   readonly nodes: Gauge;
+  readonly suspects: Gauge;
 
   constructor(registry: Registry) {
     const registers = [registry];
@@ -37,6 +39,17 @@ export class DistributorMetrics {
     this.forgotten = new Counter({
       name: 'kindling_distributor_forgotten_total',
       help: 'Times that the directory was found empty',
+      registers,
+    });
+    this.reports = new Counter({
+      name: 'kindling_distributor_reports_total',
+      help: 'Reports of nodes that another has sent wrong bytes',
+      labelNames: ['outcome'],
+      registers,
+    });
+    this.suspects = new Gauge({
+      name: 'kindling_distributor_suspects',
+      help: 'Nodes that several others have reported: they are chosen last',
       registers,
     });
     this.nodes = new Gauge({ name: 'kindling_distributor_nodes', help: 'Nodes that are there', registers });

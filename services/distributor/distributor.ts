@@ -1,7 +1,13 @@
-import { createPrivateKey, generateKeyPairSync, type KeyObject } from 'node:crypto';
+import { createPrivateKey, createPublicKey, generateKeyPairSync, type KeyObject } from 'node:crypto';
 import type { Bus } from '#shared/bus/bus.ts';
 import type { Digest } from '#shared/digest/digest.ts';
-import { issueCapability, textOfPublicKey } from '#shared/distribution/capability.ts';
+import {
+  CapabilityError,
+  issueCapability,
+  issueReporter,
+  textOfPublicKey,
+  verifyReporter,
+} from '#shared/distribution/capability.ts';
 import {
   decodeMessage,
   DISTRIBUTION_VERSION,
@@ -25,6 +31,7 @@ import type { ChunkDirectory } from './chunk-directory.ts';
 import type { DistributorMetrics } from './distributor-metrics.ts';
 import { chooseLeases, LEASE_LIMITS } from './lease-policy.ts';
 import { chooseNeighbours } from './neighbour-policy.ts';
+import { REPORT_LIMITS, suspectsOf } from './report-policy.ts';
 
 export const DISTRIBUTOR_TIMES = {
   /** Nodes say hello this often. */
@@ -41,12 +48,15 @@ const WATCHED_LAYERS = 10_000;
 const WATCH_MS = 60_000;
 const UNREAD_LOOKED_AT = 16;
 /** A message of the bus holds some 700 KiB. */
-const VIEW_LIMITS = { nodes: 2_000, layers: 1_000 } as const;
+const VIEW_LIMITS = { nodes: 1_000, layers: 500, registries: 100 } as const;
+const NODES_COUNTED = 100_000;
 
 export interface DistributorDeps {
   readonly bus: Bus;
   readonly directory: ChunkDirectory;
   readonly admission: AdmissionControl;
+  /** Whose layers are shared, as the settings say. */
+  readonly registries: readonly string[];
   readonly metrics: DistributorMetrics;
   readonly logger: Logger;
   readonly now?: () => number;
@@ -64,6 +74,8 @@ export class Distributor {
   /** Layers under way, with when they were last spoken of. */
   readonly #watched = new Map<Digest, number>();
   readonly #advancing = new Map<Digest, { again: boolean; done: Promise<void> }>();
+  /** Nodes that several others have reported, as of the last sweep. */
+  #suspects: ReadonlySet<string> = new Set();
   #key: { readonly epoch: string; readonly privateKey: KeyObject; readonly publicText: string } | undefined;
 
   constructor(deps: DistributorDeps) {
@@ -73,9 +85,9 @@ export class Distributor {
   }
 
   async hello(bytes: Uint8Array): Promise<HelloReply> {
-    const { record } = decodeMessage(helloRequest, bytes, 'a hello');
+    const { record, figures } = decodeMessage(helloRequest, bytes, 'a hello');
     const key = await this.#keyOfNow();
-    await this.#deps.directory.nodes.put(record, this.#now());
+    await this.#deps.directory.nodes.put(record, this.#now(), figures);
     return {
       version: DISTRIBUTION_VERSION,
       epoch: key.epoch,
@@ -101,12 +113,15 @@ export class Distributor {
     // After the node itself has come in: of two that join at the same time at least one sees the other.
     const members = await layers.members(layer, NEIGHBOUR_SAMPLE + 1);
     const known = await nodes.get(members.sample);
-    const chosen = new Set(chooseNeighbours(record, known, this.#random));
+    const candidates = known.map(({ node, zone }) => ({ node, zone, suspected: this.#suspects.has(node) }));
+    const chosen = new Set(chooseNeighbours(record, candidates, this.#random));
     this.#advanceSoon(layer);
+    const right = { layer, record, expiresMs: now + DISTRIBUTOR_TIMES.capabilityMs };
     return {
       outcome: 'joined',
       epoch: key.epoch,
-      capability: issueCapability({ layer, record, expiresMs: now + DISTRIBUTOR_TIMES.capabilityMs }, key.privateKey),
+      capability: issueCapability(right, key.privateKey),
+      reporter: issueReporter(right, key.privateKey),
       expiresInMs: DISTRIBUTOR_TIMES.capabilityMs,
       members: Math.max(1, members.total),
       neighbours: known.filter(({ node }) => chosen.has(node)),
@@ -127,7 +142,7 @@ export class Distributor {
       leased,
       elsewhere: located
         .filter((one) => !one.leased)
-        .map(({ span, from }) => ({ span, from: from.flatMap((name) => records.get(name) ?? []) })),
+        .map(({ span, from }) => ({ span, from: this.#suspectsLast(from).flatMap((name) => records.get(name) ?? []) })),
     };
   }
 
@@ -137,13 +152,25 @@ export class Distributor {
 
   async view(bytes: Uint8Array): Promise<ViewReply> {
     decodeMessage(viewRequest, bytes, 'a request for the view');
-    const { directory } = this.#deps;
+    const { directory, registries } = this.#deps;
     const [epoch, nodes, layers] = await Promise.all([
       directory.epoch(),
-      directory.nodes.all(VIEW_LIMITS.nodes),
+      directory.nodes.all(NODES_COUNTED),
       directory.layers.summaries(VIEW_LIMITS.layers),
     ]);
-    return { epoch, nodes: [...nodes], layers: [...layers] };
+    const shown = nodes.slice(0, VIEW_LIMITS.nodes);
+    const figures = await directory.nodes.figures(shown.map(({ node }) => node));
+    return {
+      epoch,
+      registries: registries.slice(0, VIEW_LIMITS.registries),
+      nodeCount: nodes.length,
+      nodes: shown.map((record) => ({
+        record,
+        figures: figures.get(record.node),
+        suspected: this.#suspects.has(record.node),
+      })),
+      layers: [...layers],
+    };
   }
 
   /** To be called every second or so: nodes that have gone, leases that have run out, a directory that was emptied. */
@@ -156,7 +183,9 @@ export class Distributor {
       metrics.lostNodes.inc();
       await directory.nodes.remove(node, now);
     }
-    metrics.nodes.set((await directory.nodes.all(100_000)).length);
+    metrics.nodes.set((await directory.nodes.all(NODES_COUNTED)).length);
+    this.#suspects = suspectsOf(await directory.reports.since(now - REPORT_LIMITS.keptMs));
+    metrics.suspects.set(this.#suspects.size);
     for (const [layer, lastMs] of this.#watched) {
       if (now - lastMs > WATCH_MS) this.#watched.delete(layer);
       else await this.#advance(layer);
@@ -186,12 +215,37 @@ export class Distributor {
         return;
       }
       case 'changed': {
-        const { layer, spanCount, gained, released } = message;
-        const change = { ...wantsOf(message), spanCount, gained, released };
+        const { layer, spanCount, gained, read, released } = message;
+        const change = { ...wantsOf(message), spanCount, gained, read, released };
         await layers.change(layer, node, change, now, LEASE_LIMITS.ttlMs);
         this.#advanceSoon(layer);
+        return;
       }
+      case 'bad':
+        await this.#report(message, now);
     }
+  }
+
+  /** Only a node that has shown that it can pull the layer may report, and only with what this distributor gave it. */
+  async #report(message: Extract<UpdateMessage, { readonly kind: 'bad' }>, now: number): Promise<void> {
+    const { directory, metrics, logger } = this.#deps;
+    const { node, layer, suspect } = message;
+    const { privateKey } = await this.#keyOfNow();
+    try {
+      const { record } = verifyReporter(message.reporter, layer, createPublicKey(privateKey), now);
+      if (record.node !== node || suspect === node) throw new CapabilityError('forged', 'A report in another name');
+      await directory.reports.add({ suspect, reporter: record.host }, now);
+      metrics.reports.inc({ outcome: 'taken' });
+      logger.warn({ node, suspect, layer }, 'A node reports that another sends wrong bytes');
+    } catch (error) {
+      if (!(error instanceof CapabilityError)) throw error;
+      metrics.reports.inc({ outcome: 'refused' });
+      logger.debug({ err: error, node, suspect }, 'Refused a report');
+    }
+  }
+
+  #suspectsLast(nodes: readonly string[]): string[] {
+    return nodes.toSorted((a, b) => Number(this.#suspects.has(a)) - Number(this.#suspects.has(b)));
   }
 
   #watch(layer: Digest): void {

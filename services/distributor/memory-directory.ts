@@ -1,10 +1,19 @@
 import { randomUUID } from 'node:crypto';
 import type { Digest } from '#shared/digest/digest.ts';
-import type { NodeRecord } from '#shared/distribution/messages.ts';
+import type { NodeFigures, NodeRecord } from '#shared/distribution/messages.ts';
 import { SpanSet } from '#shared/distribution/span-set.ts';
-import type { ChunkDirectory, LayerChange, LayerSummary, LayerTable, Located, NodeTable } from './chunk-directory.ts';
-import { LEASE_RENEWALS, LOCATED_HOLDERS } from './directory-limits.ts';
+import type {
+  ChunkDirectory,
+  LayerChange,
+  LayerSummary,
+  LayerTable,
+  Located,
+  NodeTable,
+  ReportTable,
+} from './chunk-directory.ts';
+import { LEASE_RENEWALS, LOCATED_HOLDERS, REPORTS_KEPT } from './directory-limits.ts';
 import type { Grant, LeaseView, WaitingNode } from './lease-policy.ts';
+import type { Report } from './report-policy.ts';
 
 interface Lease {
   readonly node: string;
@@ -18,12 +27,17 @@ interface LayerState {
   readonly leases: Map<number, Lease>;
   readonly unread: Set<number>;
   readonly waiting: Map<string, WaitingNode>;
+  readonly readSpans: Set<number>;
+  reads: number;
 }
 
 /** The directory of a single process. */
 export class MemoryDirectory implements ChunkDirectory {
   readonly #epoch = randomUUID();
   readonly #records = new Map<string, { readonly record: NodeRecord; seenMs: number }>();
+  readonly #figures = new Map<string, NodeFigures>();
+  /** By what they say, the latest last. */
+  readonly #reports = new Map<string, { readonly report: Report; readonly atMs: number }>();
   readonly #layers = new Map<Digest, LayerState>();
   readonly #random: () => number;
   #secret: string | undefined;
@@ -41,15 +55,24 @@ export class MemoryDirectory implements ChunkDirectory {
   }
 
   readonly nodes: NodeTable = {
-    put: async (record, nowMs) => {
+    put: async (record, nowMs, figures) => {
       this.#records.set(record.node, { record, seenMs: nowMs });
+      if (figures !== undefined) this.#figures.set(record.node, figures);
     },
     get: async (nodes) => nodes.flatMap((node) => this.#records.get(node)?.record ?? []),
     all: async (limit) => [...this.#records.values()].slice(0, limit).map(({ record }) => record),
+    figures: async (nodes) =>
+      new Map(
+        nodes.flatMap((node) => {
+          const figures = this.#figures.get(node);
+          return figures === undefined ? [] : [[node, figures] as const];
+        }),
+      ),
     silent: async (beforeMs) =>
       Array.from(this.#records).flatMap(([node, { seenMs }]) => (seenMs < beforeMs ? [node] : [])),
     remove: async (node, nowMs) => {
       this.#records.delete(node);
+      this.#figures.delete(node);
       for (const layer of this.#layers.keys()) await this.layers.leave(layer, node, nowMs);
     },
   };
@@ -122,10 +145,25 @@ export class MemoryDirectory implements ChunkDirectory {
           members: state.members.size,
           held: [...held.spans()].length,
           copies,
+          reads: state.reads,
+          readSpans: state.readSpans.size,
           leases: state.leases.size,
           unread: state.unread.size,
         };
       }).slice(0, limit),
+  };
+
+  readonly reports: ReportTable = {
+    add: async (report, atMs) => {
+      const name = `${report.suspect}|${report.reporter}`;
+      this.#reports.delete(name);
+      this.#reports.set(name, { report, atMs });
+      for (const oldest of this.#reports.keys()) {
+        if (this.#reports.size <= REPORTS_KEPT) break;
+        this.#reports.delete(oldest);
+      }
+    },
+    since: async (ms) => [...this.#reports.values()].flatMap(({ report, atMs }) => (atMs >= ms ? [report] : [])),
   };
 
   async [Symbol.asyncDispose](): Promise<void> {}
@@ -139,6 +177,8 @@ export class MemoryDirectory implements ChunkDirectory {
         leases: new Map(),
         unread: new Set(),
         waiting: new Map(),
+        readSpans: new Set(),
+        reads: 0,
       };
       this.#layers.set(layer, state);
     }
@@ -149,6 +189,10 @@ export class MemoryDirectory implements ChunkDirectory {
     for (const span of change.gained ?? []) {
       has.add(span);
       this.#read(state, span);
+    }
+    for (const span of change.read ?? []) {
+      state.reads++;
+      state.readSpans.add(span);
     }
     for (const span of change.released ?? []) if (state.leases.get(span)?.node === node) this.#free(state, span);
     for (const span of change.fetching ?? []) {

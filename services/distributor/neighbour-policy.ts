@@ -1,6 +1,8 @@
 export interface NeighbourCandidate {
   readonly node: string;
   readonly zone: string;
+  /** Taken only where there are no others. */
+  readonly suspected?: boolean;
 }
 
 export const NEIGHBOUR_LIMITS = {
@@ -21,16 +23,19 @@ export function chooseNeighbours(
   limits: { readonly given: number; readonly ownZone: number } = NEIGHBOUR_LIMITS,
 ): string[] {
   const others = members.filter(({ node }) => node !== self.node);
+  const trusted = others.filter(({ suspected }) => suspected !== true);
   const near = shuffled(
-    others.filter(({ zone }) => zone === self.zone),
+    trusted.filter(({ zone }) => zone === self.zone),
     random,
   );
   const far = shuffled(
-    others.filter(({ zone }) => zone !== self.zone),
+    trusted.filter(({ zone }) => zone !== self.zone),
     random,
   );
+  const suspects = others.filter(({ suspected }) => suspected === true);
   const fromNear = Math.min(near.length, Math.max(Math.ceil(limits.given * limits.ownZone), limits.given - far.length));
-  return [...near.slice(0, fromNear), ...far.slice(0, limits.given - fromNear)].map(({ node }) => node);
+  const chosen = [...near.slice(0, fromNear), ...far.slice(0, limits.given - fromNear), ...shuffled(suspects, random)];
+  return chosen.slice(0, limits.given).map(({ node }) => node);
 }
 
 function shuffled<T>(items: readonly T[], random: () => number): T[] {

@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { chooseLeases } from './lease-policy.ts';
 import { chooseNeighbours } from './neighbour-policy.ts';
+import { suspectsOf } from './report-policy.ts';
 
 const waiting = [
   { node: 'busy', load: 5, room: 10 },
@@ -51,4 +52,20 @@ test('where the own zone has few members the rest come from others, and the othe
   assert.equal(chooseNeighbours({ node: 'self', zone: 'a' }, members, round()).length, 10);
   assert.equal(chooseNeighbours({ node: 'self', zone: 'b' }, members, round()).length, 10);
   assert.deepEqual(chooseNeighbours({ node: 'x', zone: 'a' }, [{ node: 'x', zone: 'a' }], round()), []);
+});
+
+test('a suspect is a neighbour only where there are no others', () => {
+  const members = Array.from({ length: 12 }, (_, i) => ({ node: `n${i}`, zone: 'a', suspected: i >= 8 }));
+  const chosen = chooseNeighbours({ node: 'self', zone: 'a' }, members, round());
+  assert.equal(chosen.length, 10);
+  assert.deepEqual(chosen.slice(0, 8).toSorted(), ['n0', 'n1', 'n2', 'n3', 'n4', 'n5', 'n6', 'n7']);
+  const more = members.map((one, i) => ({ ...one, suspected: i === 0 }));
+  assert.ok(!chooseNeighbours({ node: 'self', zone: 'a' }, more, round()).includes('n0'));
+});
+
+test('reports are believed from three different addresses, and not from one that accuses everybody', () => {
+  const by = (suspect: string, ...reporters: readonly string[]) => reporters.map((reporter) => ({ suspect, reporter }));
+  assert.deepEqual([...suspectsOf([...by('bad', 'a', 'b', 'c'), ...by('good', 'a', 'b', 'b')])], ['bad']);
+  const angry = Array.from({ length: 9 }, (_, i) => ({ suspect: `n${i}`, reporter: 'c' }));
+  assert.deepEqual([...suspectsOf([...by('n0', 'a', 'b'), ...angry])], []);
 });

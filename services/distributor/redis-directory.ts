@@ -1,12 +1,21 @@
 import { createHash, randomUUID } from 'node:crypto';
 import { Cluster } from 'ioredis';
 import { digestOfHex, hexOf, type Digest } from '#shared/digest/digest.ts';
-import { nodeRecord, type NodeRecord } from '#shared/distribution/messages.ts';
+import { nodeFigures, nodeRecord, type NodeFigures, type NodeRecord } from '#shared/distribution/messages.ts';
 import { SpanSet } from '#shared/distribution/span-set.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
-import type { ChunkDirectory, LayerChange, LayerSummary, LayerTable, Located, NodeTable } from './chunk-directory.ts';
-import { LEASE_RENEWALS, LOCATED_HOLDERS } from './directory-limits.ts';
+import type {
+  ChunkDirectory,
+  LayerChange,
+  LayerSummary,
+  LayerTable,
+  Located,
+  NodeTable,
+  ReportTable,
+} from './chunk-directory.ts';
+import { LEASE_RENEWALS, LOCATED_HOLDERS, REPORTS_KEPT } from './directory-limits.ts';
 import type { Grant, LeaseView } from './lease-policy.ts';
+import { REPORT_LIMITS, type Report } from './report-policy.ts';
 import { openRedis, type RedisClient } from './redis-client.ts';
 import { CHANGE, GRANT, LAYER_KEYS, LEASE, LEAVE, LOOK } from './redis-scripts.ts';
 
@@ -15,6 +24,9 @@ const SECRET = 'kd:secret';
 const LAYERS = 'kd:layers';
 const NODES = 'kd:{nodes}:records';
 const SEEN = 'kd:{nodes}:seen';
+const FIGURES = 'kd:{nodes}:figures';
+/** Sorted set of suspect|reporter; score = when. */
+const REPORTS = 'kd:reports';
 /** Layers of a node: what must be left when it has gone. */
 const layersOf = (node: string): string => `kd:node:${node}:layers`;
 /** A layer that nobody speaks of for so long is forgotten; nodes say hello every few seconds and layers again when asked. */
@@ -64,8 +76,11 @@ export class RedisDirectory implements ChunkDirectory {
   }
 
   readonly nodes: NodeTable = {
-    put: async (record, nowMs) => {
-      await this.#redis.multi().hset(NODES, record.node, JSON.stringify(record)).zadd(SEEN, nowMs, record.node).exec();
+    put: async (record, nowMs, figures) => {
+      const { node } = record;
+      const all = this.#redis.multi().hset(NODES, node, JSON.stringify(record)).zadd(SEEN, nowMs, node);
+      if (figures !== undefined) all.hset(FIGURES, node, JSON.stringify(figures));
+      await all.exec();
     },
     get: async (nodes) => {
       if (nodes.length === 0) return [];
@@ -75,12 +90,19 @@ export class RedisDirectory implements ChunkDirectory {
       const nodes = await this.#redis.zrange(SEEN, 0, limit - 1);
       return await this.nodes.get(nodes);
     },
+    figures: async (nodes) => {
+      if (nodes.length === 0) return new Map();
+      const texts = await this.#redis.hmget(FIGURES, ...nodes);
+      return new Map(
+        nodes.flatMap((node, i) => figuresOf(texts[i] ?? null).map((figures) => [node, figures] as const)),
+      );
+    },
     silent: async (beforeMs) => await this.#redis.zrangebyscore(SEEN, 0, `(${beforeMs}`),
     remove: async (node, nowMs) => {
       for (const hex of await this.#redis.smembers(layersOf(node))) {
         await this.layers.leave(digestOfHex(hex), node, nowMs);
       }
-      await this.#redis.multi().hdel(NODES, node).zrem(SEEN, node).exec();
+      await this.#redis.multi().hdel(NODES, node).hdel(FIGURES, node).zrem(SEEN, node).exec();
     },
   };
 
@@ -135,6 +157,17 @@ export class RedisDirectory implements ChunkDirectory {
     },
   };
 
+  readonly reports: ReportTable = {
+    add: async ({ suspect, reporter }, nowMs) => {
+      const many = this.#redis.multi().zadd(REPORTS, nowMs, `${suspect}|${reporter}`);
+      await many
+        .zremrangebyrank(REPORTS, 0, -REPORTS_KEPT - 1)
+        .pexpire(REPORTS, REPORT_LIMITS.keptMs)
+        .exec();
+    },
+    since: async (ms) => (await this.#redis.zrangebyscore(REPORTS, ms, '+inf')).map(reportOf),
+  };
+
   async [Symbol.asyncDispose](): Promise<void> {
     this.#redis.disconnect();
   }
@@ -151,6 +184,7 @@ export class RedisDirectory implements ChunkDirectory {
     const lists = {
       spans: spanCount,
       gained: [...(change.gained ?? []), ...(change.have === undefined ? [] : valid(change.have, spanCount))],
+      read: change.read ?? [],
       released: change.released ?? [],
       fetching: change.fetching ?? [],
       wants: change.wants === undefined ? [] : valid(change.wants, spanCount),
@@ -206,17 +240,19 @@ export class RedisDirectory implements ChunkDirectory {
   }
 
   async #summary(layer: Digest): Promise<LayerSummary[]> {
-    const [spans, members, held, leases, unread] = await Promise.all([
-      this.#redis.hget(key(layer, 'meta'), 'spans'),
+    const [[spans, reads], members, held, leases, unread, readSpans] = await Promise.all([
+      this.#redis.hmget(key(layer, 'meta'), 'spans', 'reads'),
       this.#redis.smembers(key(layer, 'members')),
       this.#redis.bitcount(key(layer, 'any')),
       this.#redis.hlen(key(layer, 'leases')),
       this.#redis.zcard(key(layer, 'unread')),
+      this.#redis.bitcount(key(layer, 'read')),
     ]);
-    if (spans === null) return [];
+    if (spans === undefined || spans === null) return [];
     const counts = await Promise.all(members.map(async (node) => await this.#redis.bitcount(bitsKey(layer, node))));
     const copies = counts.reduce((sum, count) => sum + count, 0);
-    return [{ layer, spanCount: Number(spans), members: members.length, held, copies, leases, unread }];
+    const counted = { members: members.length, held, copies, reads: Number(reads ?? 0), readSpans, leases, unread };
+    return [{ layer, spanCount: Number(spans), ...counted }];
   }
 
   async #eval(
@@ -252,4 +288,15 @@ function recordOf(text: string | null): NodeRecord[] {
   if (text === null) return [];
   const parsed = nodeRecord.safeParse(JSON.parse(text));
   return parsed.success ? [parsed.data] : [];
+}
+
+function figuresOf(text: string | null): NodeFigures[] {
+  if (text === null) return [];
+  const parsed = nodeFigures.safeParse(JSON.parse(text));
+  return parsed.success ? [parsed.data] : [];
+}
+
+function reportOf(member: string): Report {
+  const [suspect = '', reporter = ''] = member.split('|');
+  return { suspect, reporter };
 }

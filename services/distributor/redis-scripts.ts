@@ -1,18 +1,20 @@
 /**
  * What must be atomic in the directory. All keys of a layer carry its hash tag, so that they lie in one slot of a Redis Cluster:
  *
- *     kd:{hex}:meta      hash: spans = span count
+ *     kd:{hex}:meta      hash: spans = span count, reads = spans read from the registry, each as often as it was
  *     kd:{hex}:members   set of nodes
  *     kd:{hex}:b:NODE    bitmap of the spans the node holds (Redis numbers bits from the top of a byte: see `toRedisBits`)
  *     kd:{hex}:any       bitmap: the union of them
+ *     kd:{hex}:read      bitmap: spans that were ever read from the registry
  *     kd:{hex}:unread    sorted set: spans somebody wants, nobody has and nobody fetches; score = span
  *     kd:{hex}:leases    hash: span -> NODE|since|until
  *     kd:{hex}:waiting   hash: node -> load|room
  */
-export const LAYER_KEYS = ['meta', 'members', 'any', 'unread', 'leases', 'waiting'] as const;
+export const LAYER_KEYS = ['meta', 'members', 'any', 'unread', 'leases', 'waiting', 'read'] as const;
 
 const HEAD = `
-local meta, members, any, unread, leases, waiting, own = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
+local meta, members, any, unread, leases, waiting = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local once, own = KEYS[7], KEYS[8]
 local function lease(span)
   local text = redis.call('HGET', leases, span)
   if not text then return nil end
@@ -49,6 +51,8 @@ for _, span in ipairs(change.gained) do
   redis.call('SETBIT', any, span, 1)
   read(span)
 end
+for _, span in ipairs(change.read) do redis.call('SETBIT', once, span, 1) end
+if #change.read > 0 then redis.call('HINCRBY', meta, 'reads', #change.read) end
 for _, span in ipairs(change.released) do
   local known = lease(span)
   if known and known.node == node then free(span) end
@@ -72,10 +76,10 @@ redis.call('SREM', members, ARGV[1])
 redis.call('HDEL', waiting, ARGV[1])
 redis.call('DEL', own)
 if redis.call('SCARD', members) == 0 then
-  redis.call('DEL', meta, any, unread, leases, waiting)
+  redis.call('DEL', meta, any, unread, leases, waiting, once)
   return 0
 end
-if #KEYS > 7 then redis.call('BITOP', 'OR', any, unpack(KEYS, 8)) else redis.call('DEL', any) end
+if #KEYS > 8 then redis.call('BITOP', 'OR', any, unpack(KEYS, 9)) else redis.call('DEL', any) end
 for span, text in pairs((function(flat)
   local map = {}
   for i = 1, #flat, 2 do map[flat[i]] = flat[i + 1] end

@@ -43,6 +43,7 @@ export async function runDistributor(
     bus,
     directory,
     admission: new AdmissionControl(registry, allowed),
+    registries: values.registries,
     metrics,
     logger,
   });

@@ -26,17 +26,57 @@ export class CapabilityError extends Error {
   }
 }
 
+/**
+ * The right to report, as one node, peers that have sent wrong bytes: as a capability, but shown to distributors only, so that no
+ * peer can speak in the name of those that asked it.
+ */
+const reporter = z.strictObject({
+  version: z.literal(1),
+  use: z.literal('report'),
+  layer: z.custom<Digest>(isDigest),
+  record: nodeRecord,
+  expiresMs: z.int(),
+});
+
 const MAX_TEXT = 4096;
 /** Clocks of machines differ. */
 const CLOCK_SKEW_MS = 60_000;
 
 export function issueCapability(capability: Omit<Capability, 'version'>, key: KeyObject): string {
-  const bytes = Buffer.from(JSON.stringify({ version: 1, ...capability }));
-  return `${bytes.toString('base64url')}.${sign(null, bytes, key).toString('base64url')}`;
+  return signed({ version: 1, ...capability }, key);
+}
+
+export function issueReporter(capability: Omit<Capability, 'version'>, key: KeyObject): string {
+  return signed({ version: 1, use: 'report', ...capability }, key);
 }
 
 /** @throws CapabilityError */
 export function verifyCapability(text: string, layer: Digest, key: KeyObject, nowMs: number): Capability {
+  return verified(payload, text, layer, key, nowMs);
+}
+
+/** @throws CapabilityError */
+export function verifyReporter(
+  text: string,
+  layer: Digest,
+  key: KeyObject,
+  nowMs: number,
+): Omit<Capability, 'version'> {
+  return verified(reporter, text, layer, key, nowMs);
+}
+
+function signed(content: object, key: KeyObject): string {
+  const bytes = Buffer.from(JSON.stringify(content));
+  return `${bytes.toString('base64url')}.${sign(null, bytes, key).toString('base64url')}`;
+}
+
+function verified<T extends { readonly layer: Digest; readonly expiresMs: number }>(
+  schema: z.ZodType<T>,
+  text: string,
+  layer: Digest,
+  key: KeyObject,
+  nowMs: number,
+): T {
   const [body = '', signature = '', more] = text.split('.');
   if (text.length > MAX_TEXT || more !== undefined) {
     throw new CapabilityError('malformed', 'Refused a capability: it is not a payload and a signature');
@@ -51,7 +91,7 @@ export function verifyCapability(text: string, layer: Digest, key: KeyObject, no
   } catch {
     json = undefined;
   }
-  const parsed = payload.safeParse(json);
+  const parsed = schema.safeParse(json);
   if (!parsed.success) throw new CapabilityError('malformed', 'Refused a capability: another version issued it');
   if (parsed.data.expiresMs + CLOCK_SKEW_MS < nowMs) {
     throw new CapabilityError('expired', 'Refused a capability: it has expired; join the layer again');

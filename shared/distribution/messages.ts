@@ -16,6 +16,8 @@ export const DISTRIBUTION_LIMITS = {
   /** Nodes answered for a span. */
   holders: 4,
   neighbours: 64,
+  /** Of those that a node has got most from. */
+  feeds: 4,
 } as const;
 
 export const SUBJECTS = {
@@ -55,8 +57,19 @@ export const nodeRecord = z.strictObject({
 });
 export type NodeRecord = z.infer<typeof nodeRecord>;
 
+const byteCount = z.int().min(0);
+/** What a node has fetched and given since its start. Payload, but from the registry: as it came. */
+export const nodeFigures = z.strictObject({
+  registryBytes: byteCount,
+  peerBytes: byteCount,
+  givenBytes: byteCount,
+  /** From whom most has come, most first. */
+  feeds: z.array(z.strictObject({ node: nodeId, bytes: byteCount })).max(DISTRIBUTION_LIMITS.feeds),
+});
+export type NodeFigures = z.infer<typeof nodeFigures>;
+
 /** First of all, and every few seconds: the node is there. */
-export const helloRequest = z.strictObject({ version, record: nodeRecord });
+export const helloRequest = z.strictObject({ version, record: nodeRecord, figures: nodeFigures });
 export type HelloRequest = z.infer<typeof helloRequest>;
 export const helloReply = z.object({
   version,
@@ -97,6 +110,8 @@ export const joinReply = z.discriminatedUnion('outcome', [
     epoch,
     capability: z.string().max(4096),
     expiresInMs: z.int().min(0),
+    /** To be shown with reports of peers that sent wrong bytes, and to nobody else. */
+    reporter: z.string().max(4096),
     /** Nodes that want or have the layer, this one included. */
     members: z.int().min(1),
     neighbours: z.array(nodeRecord).max(DISTRIBUTION_LIMITS.neighbours),
@@ -132,6 +147,8 @@ export const updateMessage = z.discriminatedUnion('kind', [
     layer: digest,
     spanCount,
     gained: spanList,
+    /** Of `gained`: came from the registry. */
+    read: spanList.optional(),
     /** Of leases: not wanted, or failed. */
     released: spanList.optional(),
     ...wanting,
@@ -139,6 +156,15 @@ export const updateMessage = z.discriminatedUnion('kind', [
   /** All of it: at a start, and after `forgotten`. */
   z.strictObject({ kind: z.literal('holds'), version, node: nodeId, layer: digest, spanCount, have: bitmap }),
   z.strictObject({ kind: z.literal('left'), version, node: nodeId, layer: digest }),
+  /** A peer has sent wrong bytes of the layer; `reporter` is what joining it has given to the sender. */
+  z.strictObject({
+    kind: z.literal('bad'),
+    version,
+    node: nodeId,
+    layer: digest,
+    suspect: nodeId,
+    reporter: z.string().max(4096),
+  }),
   /** The node shuts down. */
   z.strictObject({ kind: z.literal('gone'), version, node: nodeId }),
 ]);
@@ -151,7 +177,20 @@ export type LeaseMessage = z.infer<typeof leaseMessage>;
 export const viewRequest = z.strictObject({ version });
 export const viewReply = z.object({
   epoch,
-  nodes: z.array(nodeRecord).max(20_000),
+  /** Whose layers are shared, as KINDLING_DISTRIBUTOR_REGISTRIES says; none = sharing is off. */
+  registries: z.array(z.string()).max(1_000),
+  /** All of them, `nodes` has only the first so many. */
+  nodeCount: z.int().min(0),
+  nodes: z
+    .array(
+      z.object({
+        record: nodeRecord,
+        figures: nodeFigures.optional(),
+        /** Several others have reported that it sends wrong bytes. */
+        suspected: z.boolean(),
+      }),
+    )
+    .max(20_000),
   layers: z
     .array(
       z.object({
@@ -162,6 +201,9 @@ export const viewReply = z.object({
         held: z.int(),
         /** Sum of spans over nodes. */
         copies: z.int(),
+        /** Spans read from the registry, each as often as it was; and how many different ones. */
+        reads: z.int(),
+        readSpans: z.int(),
         leases: z.int(),
         unread: z.int(),
       }),

@@ -6,9 +6,11 @@ import { sha256 } from '#shared/digest/digest.ts';
 import {
   CapabilityError,
   issueCapability,
+  issueReporter,
   publicKeyFromText,
   textOfPublicKey,
   verifyCapability,
+  verifyReporter,
 } from './capability.ts';
 import { decodeMessage, DISTRIBUTION_VERSION, joinRequest, MessageError, updateMessage } from './messages.ts';
 import { residencyBeat, residencyChanges, residencyHead, ResidencyReader } from './residency-frames.ts';
@@ -94,6 +96,16 @@ test('a capability is good for its layer until it ends, and for nobody who chang
   refused('forged', () => verifyCapability(`A${text.slice(1)}`, layer, key, 0));
   refused('forged', () => verifyCapability(text, layer, generateKeyPairSync('ed25519').publicKey, 0));
   refused('malformed', () => verifyCapability(`${text}.x`, layer, key, 0));
+});
+
+test('the right to report is none to get spans with, nor the other way round', () => {
+  const keys = generateKeyPairSync('ed25519');
+  const key = publicKeyFromText(textOfPublicKey(keys.privateKey));
+  const right = { layer, record, expiresMs: 1_000_000 };
+  const reporter = issueReporter(right, keys.privateKey);
+  assert.deepEqual(verifyReporter(reporter, layer, key, 0).record, record);
+  assert.throws(() => verifyCapability(reporter, layer, key, 0), CapabilityError);
+  assert.throws(() => verifyReporter(issueCapability(right, keys.privateKey), layer, key, 0), CapabilityError);
 });
 
 test('messages of another version, with unknown fields or out of bounds are refused', () => {

@@ -2,11 +2,20 @@ import { runDistributor } from '#services/distributor/service.ts';
 import { WorkerPool } from '#services/snapshotter/layers/worker-pool.ts';
 import type { Bus } from '#shared/bus/bus.ts';
 import { LocalBus } from '#shared/bus/local-bus.ts';
+import {
+  decodeMessage,
+  DISTRIBUTION_VERSION,
+  encodeMessage,
+  SUBJECTS,
+  viewReply,
+} from '#shared/distribution/messages.ts';
 import { RegistryClient } from '#shared/registry/registry-client.ts';
 import { silentLogger } from '#shared/telemetry/logger.ts';
 import { Registry } from '#shared/telemetry/metrics.ts';
 import { TempFolder } from '#test/harness/temp-folder.ts';
 import { SharingNode, type SharingNodeOptions } from './sharing-node.ts';
+
+const VIEW_MS = 10_000;
 
 /** Within one process: bus, distributor, nodes; real sockets between them. */
 export async function localCluster(signal: AbortSignal, registries: readonly string[] = ['*']) {
@@ -17,10 +26,11 @@ export async function localCluster(signal: AbortSignal, registries: readonly str
   closing.defer(() => workers.close());
   const ends = new AbortController();
   const client = new RegistryClient();
+  const distributorMetrics = new Registry();
   const values = { redisUrl: undefined, registries: [...registries] };
   const distributor = runDistributor(
     values,
-    { bus, registry: client, metrics: new Registry(), logger: silentLogger },
+    { bus, registry: client, metrics: distributorMetrics, logger: silentLogger },
     ends.signal,
   );
   closing.defer(async () => {
@@ -31,6 +41,14 @@ export async function localCluster(signal: AbortSignal, registries: readonly str
   let count = 0;
   const kept = closing.move();
   return {
+    bus,
+    distributorMetrics,
+    /** What `kindling cluster` shows. */
+    view: async () => {
+      const request = encodeMessage({ version: DISTRIBUTION_VERSION });
+      const reply = await bus.messages.request(SUBJECTS.view, request, VIEW_MS, signal);
+      return decodeMessage(viewReply, reply, 'the view');
+    },
     node: async (options: Partial<SharingNodeOptions> = {}): Promise<SharingNode> => {
       const name = `n${++count}`;
       return kept.use(await SharingNode.start({ name, dataDir: folder.join(name), bus, workers, ...options }, signal));

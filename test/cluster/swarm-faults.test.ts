@@ -1,46 +1,15 @@
 import assert from 'node:assert/strict';
-import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import { mkdir } from 'node:fs/promises';
-import type { IncomingMessage, ServerResponse } from 'node:http';
 import { test } from 'node:test';
 import { TempFolder } from '#test/harness/temp-folder.ts';
 import { runTool } from '#test/images/tool.ts';
 import { CountedRegistry } from './counted-registry.ts';
 import { localCluster } from './local-cluster.ts';
+import { truncate } from './misbehaviour.ts';
 import { sharedLayer } from './shared-layer.ts';
 import type { SharingNode } from './sharing-node.ts';
 
 const NO_ROOT = process.getuid?.() === 0 ? false : 'needs root, to mount a small disk';
-
-/** What a node answers with spans stops within a span: its answer ends there, or its connection does. */
-function truncating(node: SharingNode, how: 'ends' | 'breaks'): Disposable & { readonly count: number } {
-  let count = 0;
-  const cut = (message: unknown): void => {
-    const { request, response } = message as { readonly request: IncomingMessage; readonly response: ServerResponse };
-    if (request.socket.localPort !== node.peers.server.port || request.url?.includes('/spans/') !== true) return;
-    const write = response.write.bind(response);
-    let over = false;
-    response.write = ((bytes: Uint8Array) => {
-      if (over) return true;
-      over = bytes.length > 8;
-      if (!over) return write(bytes);
-      count++;
-      write(bytes.subarray(0, bytes.length >> 1), () => {
-        if (how === 'breaks') response.destroy();
-      });
-      if (how === 'ends') response.end();
-      return true;
-    }) as typeof response.write;
-  };
-  const channel = 'http.server.request.start';
-  subscribe(channel, cut);
-  return {
-    get count() {
-      return count;
-    },
-    [Symbol.dispose]: () => unsubscribe(channel, cut),
-  };
-}
 
 test('an image that shares its base with one that nodes have costs the registry only what is new', async ({
   signal,
@@ -76,8 +45,8 @@ test('what peers leave off within a span comes from elsewhere, and the node goes
   const reference = registry.reference(layer);
   const peers = [await cluster.node(), await cluster.node()] as const;
   for (const peer of peers) await peer.fetchAll(reference, signal);
-  using ending = truncating(peers[0], 'ends');
-  using breaking = truncating(peers[1], 'breaks');
+  using ending = truncate(peers[0], 'ends');
+  using breaking = truncate(peers[1], 'breaks');
   const expected = await peers[0].imageDigest(layer.digest, signal);
   const node = await cluster.node();
   await node.fetchAll(reference, signal);

@@ -6,6 +6,7 @@ import { TempFolder } from '#test/harness/temp-folder.ts';
 import { runTool } from '#test/images/tool.ts';
 import { CountedRegistry } from './counted-registry.ts';
 import { localCluster } from './local-cluster.ts';
+import { flipBits, misbehave } from './misbehaviour.ts';
 import { sharedLayer } from './shared-layer.ts';
 
 const NO_OPENSSL = spawnSync('openssl', ['version'], { stdio: 'ignore' }).error ? 'openssl is not installed' : false;
@@ -81,14 +82,7 @@ test('what a lying peer sends is never served: it is blocked, and the bytes come
   const liar = await cluster.node();
   await liar.fetchAll(reference, signal);
   const expected = await liar.imageDigest(layer.digest, signal);
-  const held = liar.store.layers.get(layer.digest);
-  assert.ok(held);
-  const honest = held.readPayload.bind(held);
-  held.readPayload = async (span) => {
-    const payload = await honest(span);
-    if (payload !== undefined && payload.length > 0) payload[0] = (payload[0] ?? 0) ^ 1;
-    return payload;
-  };
+  flipBits(liar, layer.digest);
   const node = await cluster.node();
   await node.fetchAll(reference, signal);
   assert.equal(await node.imageDigest(layer.digest, signal), expected);
@@ -103,9 +97,7 @@ test('a reader gets its bytes when the peer that has them stalls', async ({ sign
   const reference = registry.reference(layer);
   const stalled = await cluster.node();
   await stalled.fetchAll(reference, signal);
-  const held = stalled.store.layers.get(layer.digest);
-  assert.ok(held);
-  held.readPayload = () => new Promise(() => {});
+  misbehave(stalled, layer.digest, 'stalls');
   const node = await cluster.node();
   await node.provide(reference, signal);
   assert.equal(await node.imageDigest(layer.digest, signal), await stalled.imageDigest(layer.digest, signal));

@@ -50,6 +50,7 @@ export type TraceEvent =
 
 type Unnumbered<T> = T extends TraceEvent ? Omit<T, 'seq' | 'atMs'> : never;
 
+export const FETCHED_BYTES = 'kindling_fetched_bytes_total';
 /** Events kept for whoever asks what a start did: a start of the largest test image makes some 500. */
 const TRACE_EVENTS = 4096;
 
@@ -78,7 +79,7 @@ export class LayerStatistics implements FetchObserver {
     const registers = [options.metrics];
     this.#logger = options.logger;
     this.#bytes = new Counter({
-      name: 'kindling_fetched_bytes_total',
+      name: FETCHED_BYTES,
       help: 'Bytes of verified spans, as they came',
       labelNames: ['source', 'priority'],
       registers,

@@ -14,6 +14,7 @@ import {
   type JoinReply,
   type JoinRequest,
   type LocateReply,
+  type NodeFigures,
   type NodeRecord,
   type UpdateMessage,
 } from '#shared/distribution/messages.ts';
@@ -37,6 +38,7 @@ export class DistributorLink implements AsyncDisposable {
   readonly #bus: Bus;
   readonly #logger: Logger;
   readonly #metrics: PeerMetrics;
+  readonly #figures: () => Promise<NodeFigures>;
   readonly #stopping = new AbortController();
   readonly #closing = new AsyncDisposableStack();
   readonly #epochListeners = new Set<() => void>();
@@ -54,11 +56,14 @@ export class DistributorLink implements AsyncDisposable {
     readonly record: NodeRecord;
     readonly logger: Logger;
     readonly metrics: PeerMetrics;
+    /** What this node has fetched and given. */
+    readonly figures: () => Promise<NodeFigures>;
   }) {
     this.#bus = options.bus;
     this.record = options.record;
     this.#logger = options.logger;
     this.#metrics = options.metrics;
+    this.#figures = options.figures;
     const { messages } = options.bus;
     this.#closing.use(
       messages.subscribe(SUBJECTS.lease(this.record.node), undefined, (bytes) => {
@@ -179,7 +184,7 @@ export class DistributorLink implements AsyncDisposable {
     clearTimeout(this.#timer);
     try {
       const { signal } = this.#stopping;
-      const message = { version: DISTRIBUTION_VERSION, record: this.record };
+      const message = { version: DISTRIBUTION_VERSION, record: this.record, figures: await this.#figures() };
       const bytes = await this.#ask('hello', SUBJECTS.hello, message, HELLO_TIMEOUT_MS, signal);
       const reply = decodeMessage(helloReply, bytes, "the distributor's hello");
       if (reply.publicKey !== this.#keyText) {

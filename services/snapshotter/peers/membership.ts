@@ -42,6 +42,7 @@ export class Membership {
   #joinedMs = -Infinity;
   #expiresMs = 0;
   #capability: string | undefined;
+  #reporter: string | undefined;
   #members = 1;
 
   constructor(options: MembershipOptions) {
@@ -54,6 +55,10 @@ export class Membership {
   /** undefined = not joined. */
   get capability(): string | undefined {
     return this.#capability;
+  }
+  /** What reports of bad peers are sent with. */
+  get reporter(): string | undefined {
+    return this.#reporter;
   }
   /** As far as this node knows. */
   get members(): number {
@@ -132,6 +137,7 @@ export class Membership {
       }
       this.#joinedMs = performance.now();
       this.#capability = reply.capability;
+      this.#reporter = reply.reporter;
       this.#expiresMs = this.#joinedMs + reply.expiresInMs;
       this.#members = reply.members;
       joined(reply.neighbours);

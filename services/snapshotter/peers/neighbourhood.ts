@@ -2,7 +2,10 @@ import type { Digest } from '#shared/digest/digest.ts';
 import { DISTRIBUTION_LIMITS, type NodeRecord } from '#shared/distribution/messages.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
 import type { BadPeers } from './bad-peers.ts';
+import type { DistributorLink } from './distributor-link.ts';
+import type { Membership } from './membership.ts';
 import type { PeerClient } from './peer-client.ts';
+import type { PeerMetrics } from './peer-metrics.ts';
 import type { SourceRates } from './source-rates.ts';
 import type { SpanPicker } from './span-picker.ts';
 
@@ -11,11 +14,17 @@ export interface Neighbour {
   readonly stop: AbortController;
   /** Transfers in a row that failed. */
   failures: number;
+  /** Spans in a row that it said to have and had not. */
+  absent: number;
 }
 
 const MAX_NEIGHBOURS = 40;
 /** One that was lost is not asked again before this. */
 const AVOID_MS = 5_000;
+/** One that so often has not got what it says it has is avoided for so long: what it holds comes and goes, or it lies. */
+const ABSENT_TIMES = 4;
+const ABSENT_MS = 30_000;
+const AVOIDED_REMEMBERED = 256;
 
 export interface NeighbourhoodOptions {
   /** This node. */
@@ -26,7 +35,9 @@ export interface NeighbourhoodOptions {
   readonly client: PeerClient;
   readonly badPeers: BadPeers;
   readonly rates: SourceRates;
-  readonly capability: () => string | undefined;
+  readonly membership: Membership;
+  readonly link: DistributorLink;
+  readonly metrics: PeerMetrics;
   /** What the neighbours have has changed. */
   readonly changed: () => void;
   readonly logger: Logger;
@@ -52,11 +63,13 @@ export class Neighbourhood {
     return this.#neighbours.get(node);
   }
 
-  /** Those from which nothing is to be had in good time; as many as a message holds. */
-  slow(): string[] {
+  /** Nodes from which nothing is to be had in good time: slow, blocked, or lost a moment ago. As many as a message holds. */
+  useless(): string[] {
     const { rates } = this.#options;
-    const nodes = Array.from(this.#neighbours.keys()).filter((node) => rates.isSlow(node));
-    return nodes.slice(0, DISTRIBUTION_LIMITS.avoided);
+    const now = performance.now();
+    const avoided = Array.from(this.#avoided).flatMap(([node, untilMs]) => (untilMs > now ? [node] : []));
+    const slow = Array.from(this.#neighbours.keys()).filter((node) => rates.isSlow(node));
+    return [...slow, ...avoided.toReversed()].slice(0, DISTRIBUTION_LIMITS.avoided);
   }
 
   /** False: it cannot be one, or was lost a moment ago. */
@@ -68,7 +81,7 @@ export class Neighbourhood {
     if (node === self || this.#closed || this.#neighbours.size >= MAX_NEIGHBOURS) return false;
     if (badPeers.isBlocked(node, now) || (this.#avoided.get(node) ?? 0) > now) return false;
     this.#avoided.delete(node);
-    const neighbour = { record, stop: new AbortController(), failures: 0 };
+    const neighbour = { record, stop: new AbortController(), failures: 0, absent: 0 };
     this.#neighbours.set(node, neighbour);
     picker.addNeighbour(node);
     const following = this.#follow(neighbour);
@@ -77,11 +90,35 @@ export class Neighbourhood {
     return true;
   }
 
-  drop(node: string): void {
+  /** It has sent wrong bytes, of whichever span: nothing is asked from it for a while, and the distributor hears of it. */
+  block(node: string): void {
+    const { badPeers, metrics, logger, layer, link, membership } = this.#options;
+    logger.error({ node, layer }, 'A peer has sent wrong bytes: it is blocked');
+    metrics.badPeers.inc();
+    badPeers.block(node, performance.now());
+    this.drop(node);
+    const { reporter } = membership;
+    if (reporter !== undefined) link.send({ kind: 'bad', node: link.record.node, layer, suspect: node, reporter });
+  }
+
+  /** It has not got a span that it said to have. */
+  absent(node: string): void {
+    const neighbour = this.#neighbours.get(node);
+    if (neighbour === undefined || ++neighbour.absent < ABSENT_TIMES) return;
+    this.#options.logger.debug({ node, layer: this.#options.layer }, 'A neighbour has not got what it says it has');
+    this.drop(node, ABSENT_MS);
+  }
+
+  drop(node: string, avoidMs: number = AVOID_MS): void {
     const neighbour = this.#neighbours.get(node);
     if (neighbour === undefined) return;
     this.#neighbours.delete(node);
-    this.#avoided.set(node, performance.now() + AVOID_MS);
+    this.#avoided.delete(node);
+    this.#avoided.set(node, performance.now() + avoidMs);
+    for (const oldest of this.#avoided.keys()) {
+      if (this.#avoided.size <= AVOIDED_REMEMBERED) break;
+      this.#avoided.delete(oldest);
+    }
     this.#options.picker.removeNeighbour(node);
     neighbour.stop.abort(new Error('No neighbour any more'));
     this.#options.changed();
@@ -94,12 +131,12 @@ export class Neighbourhood {
   }
 
   async #follow(neighbour: Neighbour): Promise<void> {
-    const { client, layer, spanCount, picker, capability, changed, logger } = this.#options;
+    const { client, layer, spanCount, picker, membership, changed, logger } = this.#options;
     const { record, stop } = neighbour;
     try {
       await client.residency(
         record,
-        { layer, capability: capability() ?? '', spanCount },
+        { layer, capability: membership.capability ?? '', spanCount },
         (changes) => {
           for (const { span, has } of changes) picker.mark(record.node, span, has);
           if (changes.length > 0) changed();

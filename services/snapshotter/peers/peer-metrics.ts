@@ -1,4 +1,5 @@
 import { Counter, Gauge, type Registry } from '#shared/telemetry/metrics.ts';
+import { FETCHED_BYTES } from '../layers/layer-statistics.ts';
 
 /** What sharing does; none of it by layer or by node, which would be without bound. */
 export class PeerMetrics {
@@ -13,7 +14,10 @@ export class PeerMetrics {
   readonly up: Gauge;
   readonly swarms: Gauge;
 
+  readonly #registry: Registry;
+
   constructor(registry: Registry) {
+    this.#registry = registry;
     const registers = [registry];
     const counter = <L extends string>(name: string, help: string, labelNames: L[]): Counter<L> =>
       new Counter({ name: `kindling_peer_${name}`, help, labelNames, registers });
@@ -35,5 +39,16 @@ export class PeerMetrics {
       help: 'Layers that are being fetched with others',
       registers,
     });
+  }
+
+  async valueOf(counter: Counter): Promise<number> {
+    return (await counter.get()).values.reduce((sum, { value }) => sum + value, 0);
+  }
+
+  /** What this node has read from registries, as the data path counts it; 0 where nothing counts. */
+  async registryBytes(): Promise<number> {
+    const fetched = await this.#registry.getSingleMetric(FETCHED_BYTES)?.get();
+    const read = fetched?.values.filter(({ labels }) => labels['source'] === 'registry') ?? [];
+    return read.reduce((sum, { value }) => sum + value, 0);
   }
 }

@@ -1,5 +1,6 @@
 import { randomBytes } from 'node:crypto';
 import type { Bus } from '#shared/bus/bus.ts';
+import { DISTRIBUTION_LIMITS, type NodeFigures } from '#shared/distribution/messages.ts';
 import type { RegistryClient } from '#shared/registry/registry-client.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
 import type { Registry } from '#shared/telemetry/metrics.ts';
@@ -77,7 +78,14 @@ export class Peers implements AsyncDisposable {
       zone: values.zone,
       tls: tls !== undefined,
     };
-    link = closing.use(new DistributorLink({ bus, record, logger, metrics }));
+    const rates = new SourceRates();
+    const figures = async (): Promise<NodeFigures> => ({
+      registryBytes: await metrics.registryBytes(),
+      peerBytes: await metrics.valueOf(metrics.received),
+      givenBytes: await metrics.valueOf(metrics.sent),
+      feeds: [...rates.feeds(DISTRIBUTION_LIMITS.feeds)],
+    });
+    link = closing.use(new DistributorLink({ bus, record, logger, metrics, figures }));
     const outbox = closing.use(new UpdateOutbox(link, holder));
     const client = new PeerClient(tls);
     closing.defer(() => client.close());
@@ -90,7 +98,7 @@ export class Peers implements AsyncDisposable {
       holder,
       badPeers: new BadPeers(),
       pace: new TransferPace(),
-      rates: new SourceRates(),
+      rates,
       metrics,
       logger,
     });

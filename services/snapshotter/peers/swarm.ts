@@ -107,7 +107,9 @@ export class Swarm {
       client: deps.client,
       badPeers: deps.badPeers,
       rates: deps.rates,
-      capability: () => this.#membership.capability,
+      link: deps.link,
+      metrics: deps.metrics,
+      membership: this.#membership,
       changed: () => this.#pumpSoon(),
       logger: deps.logger,
     });
@@ -118,6 +120,8 @@ export class Swarm {
       }),
       deps.holder.onResident((other, span) => {
         if (other !== layer) return;
+        const sender = this.#senders.get(span)?.node ?? REGISTRY;
+        if (sender !== REGISTRY) deps.outbox.say(layer, map.spanCount, { fromPeers: [span] });
         if (this.#senders.delete(span)) this.#pumpSoon();
       }),
     ];
@@ -157,12 +161,7 @@ export class Swarm {
   rejected(span: number): void {
     const sender = this.#senders.get(span)?.node;
     this.#senders.delete(span);
-    if (sender === undefined || sender === REGISTRY) return;
-    const { badPeers, metrics, logger } = this.#deps;
-    logger.error({ node: sender, layer: this.layer, span }, 'A peer has sent wrong bytes: it is blocked');
-    metrics.badPeers.inc();
-    badPeers.block(sender, performance.now());
-    this.#neighbours.drop(sender);
+    if (sender !== undefined && sender !== REGISTRY) this.#neighbours.block(sender);
   }
 
   /** Whether the span is on its way here: a peer that asks for it may wait. */
@@ -364,11 +363,13 @@ export class Swarm {
           if (payload === undefined) {
             this.#picker.mark(record.node, span, false);
             outcome = 'absent';
+            this.#neighbours.absent(record.node);
             // Whoever said so is asked again soon.
             this.#located.set(span, performance.now() - SWARM_LIMITS.stallMs + SWARM_LIMITS.absentMs);
             return;
           }
           work.missing.delete(span);
+          bytesCame += payload.length;
           metrics.received.inc(payload.length);
           this.#delivered(span, { form: 'payload', bytes: payload }, record.node);
           if (!hedged) timer.refresh();
@@ -376,6 +377,7 @@ export class Swarm {
         work.abort.signal,
       );
       neighbour.failures = 0;
+      if (bytesCame > 0) neighbour.absent = 0;
       if (outcome === 'received') pace.took(performance.now() - startMs);
     } catch (error) {
       outcome = this.#failed(neighbour, error, work.abort.signal.aborted);
@@ -398,9 +400,7 @@ export class Swarm {
     if (error instanceof PeerError && error.code === 'busy') return 'busy';
     this.#deps.logger.debug({ err: error, node }, 'A transfer failed');
     if (error instanceof PeerError && error.code === 'malformed') {
-      this.#deps.badPeers.block(node, performance.now());
-      this.#deps.metrics.badPeers.inc();
-      this.#neighbours.drop(node);
+      this.#neighbours.block(node);
     } else if (++neighbour.failures >= 2) this.#neighbours.drop(node);
     return error instanceof PeerError ? error.code : 'failed';
   }
@@ -438,7 +438,7 @@ export class Swarm {
     if (spans.length === 0) return;
     for (const span of spans) this.#located.set(span, now);
     this.#track(
-      this.#deps.link.locate(this.layer, spans, this.#neighbours.slow(), this.#stopping.signal).then(
+      this.#deps.link.locate(this.layer, spans, this.#neighbours.useless(), this.#stopping.signal).then(
         ({ leased, elsewhere }) => {
           this.#leased(leased);
           for (const { span, from } of elsewhere) {

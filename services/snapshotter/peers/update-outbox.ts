@@ -10,6 +10,8 @@ export interface Saying {
   readonly waiting?: { readonly load: number; readonly room: number };
   readonly fetching?: readonly number[];
   readonly released?: readonly number[];
+  /** Spans that have come from peers: others that come were read from the registry. */
+  readonly fromPeers?: readonly number[];
 }
 
 interface Pending {
@@ -17,6 +19,7 @@ interface Pending {
   readonly gained: Set<number>;
   readonly fetching: Set<number>;
   readonly released: Set<number>;
+  readonly fromPeers: Set<number>;
   wants: SpanSet | undefined;
   waiting: { readonly load: number; readonly room: number } | undefined;
 }
@@ -54,6 +57,7 @@ export class UpdateOutbox implements Disposable {
     if (pending === undefined) return;
     if (saying.wants !== undefined) pending.wants = saying.wants;
     if (saying.waiting !== undefined) pending.waiting = saying.waiting;
+    for (const span of saying.fromPeers ?? []) pending.fromPeers.add(span);
     for (const span of saying.fetching ?? []) {
       pending.released.delete(span);
       pending.fetching.add(span);
@@ -79,6 +83,7 @@ export class UpdateOutbox implements Disposable {
         gained: new Set(),
         fetching: new Set(),
         released: new Set(),
+        fromPeers: new Set(),
         wants: undefined,
         waiting: undefined,
       };
@@ -92,16 +97,18 @@ export class UpdateOutbox implements Disposable {
     clearTimeout(this.#timer);
     this.#timer = undefined;
     for (const [layer, pending] of this.#pending) {
-      const { spanCount, wants, waiting } = pending;
+      const { spanCount, wants, waiting, fromPeers } = pending;
       const gained = [...pending.gained];
       const listed = DISTRIBUTION_LIMITS.listed;
       do {
+        const said = gained.splice(0, listed);
         this.#link.send({
           kind: 'changed',
           node: this.#link.record.node,
           layer,
           spanCount,
-          gained: gained.splice(0, listed),
+          gained: said,
+          read: said.filter((span) => !fromPeers.has(span)),
           released: [...pending.released].slice(0, listed),
           fetching: [...pending.fetching].slice(0, listed),
           wants: wants?.text,
