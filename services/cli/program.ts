@@ -15,6 +15,7 @@ export const COMMANDS = [
   'deploy',
   'node',
   'cluster',
+  'events',
 ] as const;
 
 const EXIT_CODES = `

@@ -199,6 +199,7 @@ export async function runAgent(
         if (link === undefined) throw new Error('Cannot reload: this agent was started without a keeper');
         process.kill(process.ppid, 'SIGUSR2');
       },
+      events: bus?.events,
     }),
     logger,
   );

@@ -1,14 +1,17 @@
 import { request as httpRequest, type IncomingMessage } from 'node:http';
 import { createInterface } from 'node:readline';
 import type { z } from 'zod';
+import { deadLetterView, type DeadLetterView } from '#shared/events/dead-letter.ts';
 import {
   agentStatus,
   controlFailure,
+  deadLetterReply,
   CONTROL_LIMITS,
   layerStatus,
   pullEvent,
   trace,
   type AgentStatus,
+  type DeadLetterRequest,
   type LayerStatus,
   type PullEvent,
   type PullRequest,
@@ -43,6 +46,13 @@ export class ControlClient {
   /** What happened after event `since`; undefined: only the number of the last one. */
   trace(since: number | undefined, signal: AbortSignal): Promise<Trace> {
     return this.#get(since === undefined ? '/v1/trace' : `/v1/trace?since=${since}`, trace, signal);
+  }
+  deadLetters(limit: number, signal: AbortSignal): Promise<DeadLetterView[]> {
+    return this.#get(`/v1/dead-letters?limit=${limit}`, deadLetterView.array(), signal);
+  }
+  /** Resolves to false where there is no such letter. */
+  async settleDeadLetter(request: DeadLetterRequest, signal: AbortSignal): Promise<boolean> {
+    return parse(await body(await this.#request('POST', '/v1/dead-letters', request, signal)), deadLetterReply).found;
   }
   async reload(signal: AbortSignal): Promise<void> {
     await body(await this.#request('POST', '/v1/reload', undefined, signal));

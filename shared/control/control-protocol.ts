@@ -5,6 +5,7 @@ import { z } from 'zod';
  *
  * `GET /v1/status` AgentStatus; `GET /v1/layers` LayerStatus[]; `GET /v1/trace?since=<seq>` Trace;
  * `POST /v1/pull` PullRequest, answered by lines of PullEvent, of which the last is `done` or `failed`;
+ * `GET /v1/dead-letters?limit=<n>` DeadLetterView[], `POST /v1/dead-letters` DeadLetterRequest answers DeadLetterReply;
  * `POST /v1/reload` replaces the agent by the version on disk. Errors are ControlFailure with a status >= 400.
  */
 export const CONTROL_LIMITS = {
@@ -117,5 +118,10 @@ export const pullEvent = z.discriminatedUnion('kind', [
   z.object({ kind: z.literal('failed'), code: z.string(), message: z.string() }),
 ]);
 export type PullEvent = z.infer<typeof pullEvent>;
+
+export const deadLetterRequest = z.strictObject({ id: z.string().max(64), how: z.enum(['retry', 'drop']) });
+export type DeadLetterRequest = z.infer<typeof deadLetterRequest>;
+/** `found`: there was such a letter. */
+export const deadLetterReply = z.object({ found: z.boolean() });
 
 export const controlFailure = z.object({ code: z.string(), message: z.string() });

@@ -11,6 +11,7 @@ import { runTool } from '#test/images/tool.ts';
 
 const skip = process.getuid?.() === 0 ? false : 'needs root';
 const FLAGS = ['--disable-warning=ExperimentalWarning'];
+const MAIN = fileURLToPath(new URL('../../services/cli/main.ts', import.meta.url));
 const TOKEN = 'token-of-the-test-platform';
 
 test('one process takes events, indexes what is pushed or deployed and pulls it, with no server beside it', {
@@ -29,6 +30,7 @@ test('one process takes events, indexes what is pushed or deployed and pulls it,
       KINDLING_GATEWAY_LISTEN: `127.0.0.1:${port}`,
       KINDLING_GATEWAY_TOKENS: TOKEN,
       KINDLING_GATEWAY_REGISTRIES: registry.host,
+      KINDLING_INDEXER_REGISTRIES: `${registry.host}/team/*`,
     },
     signal,
   );
@@ -60,13 +62,28 @@ test('one process takes events, indexes what is pushed or deployed and pulls it,
     await node.kindling.untilServing(old, signal);
     const second = await registry.push(deployed, 'team/later', 'v1', signal);
     await until(async () => await isListening({ port }), signal, node);
-    const main = fileURLToPath(new URL('../../services/cli/main.ts', import.meta.url));
     const gateway = ['--gateway', `http://127.0.0.1:${port}`];
     const env = { ...process.env, KINDLING_GATEWAY_TOKENS: TOKEN };
-    await runTool(process.execPath, [...FLAGS, main, 'deploy', ...gateway, second], signal, { env });
+    const kindling = async (...args: readonly string[]) =>
+      await runTool(process.execPath, [...FLAGS, MAIN, ...args], signal, { env });
+    await kindling('deploy', ...gateway, second);
     await until(async () => await hasImage(node, second, signal), signal, node);
     const later = await node.containerd.run(second, { snapshotter: 'kindling' }, signal);
     assert.equal(later.output, 'deployed\n', node.kindling.log);
+
+    // Not among the repositories that are indexed: it is a dead letter at once.
+    const refused = registry.reference('elsewhere/hello');
+    await kindling('deploy', ...gateway, refused);
+    const dead = ['events', 'dead', '--control-socket', node.kindling.controlSocket];
+    const list = async () => JSON.parse(await kindling(...dead, '--json')) as { id: string; image: string }[];
+    await until(async () => (await list()).length === 1, signal, node);
+    const [letter] = await list();
+    assert.equal(letter?.image, refused);
+    assert.match(await kindling(...dead), /function\.deployed .*elsewhere\/hello.* KINDLING_INDEXER_REGISTRIES/);
+    assert.equal(await kindling(...dead, '--retry', 'all'), '1 put back, 0 dropped\n');
+    await until(async () => (await list()).some(({ id }) => id !== letter?.id), signal, node);
+    assert.equal(await kindling(...dead, '--drop', 'all'), '0 put back, 1 dropped\n');
+    assert.equal(await kindling(...dead), 'No dead letters\n');
   } finally {
     await node[Symbol.asyncDispose]();
   }

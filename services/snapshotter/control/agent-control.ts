@@ -1,4 +1,6 @@
 import type { AgentStatus, LayerStatus, PullEvent, PullRequest } from '#shared/control/control-protocol.ts';
+import type { EventLog } from '#shared/bus/bus.ts';
+import { viewOfDeadLetter } from '#shared/events/dead-letter.ts';
 import type { FuseSession } from '../fuse/fuse-session.ts';
 import type { LazyPull } from '../images/lazy-pull.ts';
 import type { LayerMounts } from '../layers/layer-mounts.ts';
@@ -23,6 +25,8 @@ export interface AgentControlDeps {
   readonly pullInto: (namespace: string) => LazyPull;
   readonly ready: () => boolean;
   readonly reload: () => void;
+  /** Undefined where the node neither is in a cluster nor takes events itself. */
+  readonly events: EventLog | undefined;
 }
 
 /** Layers named for a snapshot's chain at most: overlayfs takes no more. */
@@ -71,6 +75,13 @@ export function agentControl(deps: AgentControlDeps): ControlHandlers {
       };
     });
 
+  const events = (): EventLog => {
+    if (deps.events !== undefined) return deps.events;
+    throw new Error(
+      'This node takes no events: it has neither NATS_URL nor KINDLING_GATEWAY_TOKENS among its settings',
+    );
+  };
+
   return {
     status: () => {
       const { reads, bytes, errors, waiting } = fuse.stats();
@@ -111,6 +122,9 @@ export function agentControl(deps: AgentControlDeps): ControlHandlers {
     }),
     pull: (request, signal) => pull(deps.pullInto(request.namespace ?? deps.namespace), request, signal),
     reload: deps.reload,
+    deadLetters: async (limit, signal) => (await events().deadLetters(limit, signal)).map(viewOfDeadLetter),
+    settleDeadLetter: async ({ id, how }, signal) =>
+      await (how === 'retry' ? events().retryDead(id, signal) : events().dropDead(id, signal)),
   };
 }
 

@@ -36,6 +36,8 @@ function handlersWith(own: Partial<ControlHandlers>): ControlHandlers {
       throw new Error('not asked for');
     },
     reload: () => {},
+    deadLetters: () => Promise.resolve([]),
+    settleDeadLetter: () => Promise.resolve(false),
     ...own,
   };
 }
@@ -76,6 +78,32 @@ test('a pull is told as it goes, and ends when its client goes away', async () =
   });
   assert.deepEqual(events, [layer]);
   await ended.promise;
+  await server.close();
+});
+
+test('dead letters are listed, put back and dropped', async () => {
+  const letter = {
+    id: '7',
+    atMs: 1,
+    consumer: 'c',
+    type: 'image.pushed',
+    image: 'r.example/a',
+    attempts: 2,
+    reason: 'x',
+  };
+  const settled: unknown[] = [];
+  const { client, server } = await listen('e', {
+    deadLetters: (limit) => Promise.resolve(limit === 5 ? [letter] : []),
+    settleDeadLetter: (request) => {
+      settled.push(request);
+      return Promise.resolve(request.id === '7');
+    },
+  });
+  assert.deepEqual(await client.deadLetters(5, never), [letter]);
+  assert.equal(await client.settleDeadLetter({ id: '7', how: 'retry' }, never), true);
+  assert.equal(await client.settleDeadLetter({ id: '8', how: 'drop' }, never), false);
+  assert.equal(settled.length, 2);
+  await assert.rejects(client.deadLetters(0, never), { code: 'refused', message: /from 1 to/ });
   await server.close();
 });
 

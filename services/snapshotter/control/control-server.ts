@@ -1,15 +1,19 @@
 import { chmod, mkdir, rename, rm } from 'node:fs/promises';
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import { dirname } from 'node:path';
+import { BUS_LIMITS } from '#shared/bus/bus.ts';
 import {
   CONTROL_LIMITS,
+  deadLetterRequest,
   pullRequest,
   type AgentStatus,
+  type DeadLetterRequest,
   type LayerStatus,
   type PullEvent,
   type PullRequest,
   type Trace,
 } from '#shared/control/control-protocol.ts';
+import type { DeadLetterView } from '#shared/events/dead-letter.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
 
 /** What the agent can be asked. */
@@ -20,6 +24,9 @@ export interface ControlHandlers {
   pull(request: PullRequest, signal: AbortSignal): AsyncIterable<PullEvent>;
   /** @throws Error when there is no keeper to do it. */
   reload(): void;
+  /** @throws Error when this node takes no events. */
+  deadLetters(limit: number, signal: AbortSignal): Promise<readonly DeadLetterView[]>;
+  settleDeadLetter(request: DeadLetterRequest, signal: AbortSignal): Promise<boolean>;
 }
 
 class ControlRequestError extends Error {
@@ -77,6 +84,21 @@ async function answer(request: IncomingMessage, response: ServerResponse, handle
     case 'GET /v1/trace': {
       const since = url.searchParams.get('since');
       return send(response, handlers.trace(since === null ? undefined : Number(since)));
+    }
+    case 'GET /v1/dead-letters': {
+      const limit = Number(url.searchParams.get('limit'));
+      if (!Number.isSafeInteger(limit) || limit < 1 || limit > BUS_LIMITS.deadLetters)
+        throw new ControlRequestError('invalid', `The limit is a number from 1 to ${BUS_LIMITS.deadLetters}`);
+      return send(response, await handlers.deadLetters(limit, gone.signal));
+    }
+    case 'POST /v1/dead-letters': {
+      const parsed = deadLetterRequest.safeParse(await readJson(request));
+      if (!parsed.success)
+        throw new ControlRequestError(
+          'invalid',
+          `Cannot do that with a dead letter: ${parsed.error.issues[0]?.message}`,
+        );
+      return send(response, { found: await handlers.settleDeadLetter(parsed.data, gone.signal) });
     }
     case 'POST /v1/reload':
       handlers.reload();
