@@ -21,6 +21,9 @@ describe('a node that works alone', () => {
   it('knows the settings of all three services, and names what is wrong', () => {
     const env = { KINDLING_GATEWAY_TOKENS: TOKEN, KINDLING_INDEXER_BUILDS: '1', KINDLING_DATA_DIR: '/data' };
     assert.ok(EMBEDDED.configure(env, '/data'));
+    // Gateway and indexer each have a setting of this name.
+    const registries = { KINDLING_INDEXER_REGISTRIES: 'a.example', KINDLING_GATEWAY_REGISTRIES: 'b.example' };
+    assert.ok(EMBEDDED.configure({ ...env, ...registries }, '/data'));
     assert.throws(() => EMBEDDED.configure({ KINDLING_GATEWAY_REGISTRIES: '*' }, '/data'), /at least one token/);
     assert.throws(
       () => EMBEDDED.configure({ ...env, KINDLING_GATEWAY_TOKEN: TOKEN }, '/data'),

@@ -5,7 +5,7 @@ import { SETTINGS as INDEXER } from '#services/indexer/config.ts';
 import type { EmbeddedSetup } from '#services/snapshotter/agent-main.ts';
 import { SETTINGS as AGENT } from '#services/snapshotter/config.ts';
 import { LocalBus } from '#shared/bus/local-bus.ts';
-import { loadSettings, SettingsError } from '#shared/config/settings.ts';
+import { loadSettings, SettingsError, type Settings } from '#shared/config/settings.ts';
 import { buildFromRegistry } from '#shared/indexes/build-from-registry.ts';
 import { createLogger, type Logger } from '#shared/telemetry/logger.ts';
 
@@ -14,7 +14,10 @@ type Environment = Readonly<Record<string, string | undefined>>;
 const RETRY_MS = 5_000;
 
 /** Settings that `kindling up` may be given beside the agent's own. */
-export const EMBEDDED_SETTINGS = { ...AGENT, ...INDEXER, ...GATEWAY };
+// By the names of their variables: services have keys in common.
+export const EMBEDDED_SETTINGS: Settings = Object.fromEntries(
+  [AGENT, INDEXER, GATEWAY].flatMap((settings) => Object.values(settings)).map((setting) => [setting.env, setting]),
+);
 
 /**
  * Whether this node also takes events itself.

@@ -18,7 +18,6 @@ interface Flags extends AgentFlags {
 }
 
 const ALL = 'all';
-const REASON_CHARS = 100;
 
 export function command(): Command {
   const dead = new Command('dead')
@@ -97,7 +96,7 @@ function textOf(letters: readonly DeadLetterView[]): string {
     image ?? '',
     String(attempts),
     consumer,
-    reason.slice(0, REASON_CHARS),
+    reason,
   ]);
   return table(['ID', 'TIME (UTC)', 'TYPE', 'IMAGE', 'ATTEMPTS', 'CONSUMER', 'REASON'], rows, [4]);
 }
