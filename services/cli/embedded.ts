@@ -3,6 +3,5 @@
  * by the keeper in place of `services/snapshotter/main.ts`.
  */
 import { agentMain } from '#services/snapshotter/agent-main.ts';
-import { EMBEDDED } from './embedded-services.ts';
 
-await agentMain(EMBEDDED);
+await agentMain(async () => (await import('./embedded-services.ts')).EMBEDDED);

@@ -1,8 +1,8 @@
-import { createLogger } from '#shared/telemetry/logger.ts';
-import { loadSettings, redacted, SettingsError, type Settings } from '#shared/config/settings.ts';
-import { SETTINGS } from './config.ts';
+import type { Settings } from '#shared/config/settings.ts';
+import { dataFolderOf } from './data-folder.ts';
 import type { EmbeddedServices } from './embedded-services.ts';
-import { connectKeeper } from './keeper/keeper-link.ts';
+import { openFirstReads, type FirstReads } from './first-reads.ts';
+import { connectKeeper, type KeeperLink } from './keeper/keeper-link.ts';
 
 /** EX_CONFIG of sysexits.h: the keeper does not start us again with the same settings. */
 const EXIT_CONFIG = 78;
@@ -14,39 +14,51 @@ export interface EmbeddedSetup {
   configure(env: Readonly<Record<string, string | undefined>>, dataDir: string): EmbeddedServices;
 }
 
-/** The process of the agent: settings, logger, signals, and how it ends. */
-export async function agentMain(setup?: EmbeddedSetup): Promise<void> {
+/**
+ * The process of the agent: settings, logger, signals, and how it ends. Where readers wait for it, they come before all of that.
+ *
+ * @param loadEmbedded Loads the services that this process has beside the agent.
+ */
+export async function agentMain(loadEmbedded?: () => Promise<EmbeddedSetup>): Promise<void> {
   const link = connectKeeper();
   const stop = new AbortController();
   for (const name of ['SIGTERM', 'SIGINT'] as const) process.once(name, () => stop.abort(new Error(name)));
   // The terminal of whoever started the keeper may go; a daemon has nothing to reload on it.
   process.on('SIGHUP', () => {});
+  // An ordinary exit may wait for ever for the reads on /dev/fuse that sit in libuv's pool.
+  process.on('uncaughtException', (error) => {
+    process.stderr.write(`Unexpected: ${error.stack ?? error.message}\n`);
+    process.kill(process.pid, 'SIGKILL');
+  });
   link?.lost.addEventListener('abort', () => stop.abort(link.lost.reason));
 
+  let first: FirstReads | undefined;
   try {
-    const values = loadSettings(SETTINGS, process.env, setup?.settings);
-    const embedded = setup?.configure(process.env, values.dataDir);
-    const logger = createLogger('snapshotter', values.logLevel);
-    process.on('unhandledRejection', (error) => {
-      logger.fatal({ err: error }, 'A promise was rejected and nobody looked; the agent ends and is started again');
-      process.kill(process.pid, 'SIGKILL');
-    });
-    logger.info({ settings: redacted(SETTINGS, values), node: process.version }, 'Starting');
-    // After the settings, so that a mistake in them is said at once.
-    const { runAgent } = await import('./agent.ts');
+    if (link?.turn === 'next') first = await serveFirst(link, stop.signal);
+    const { prepareAgent } = await import('./agent-start.ts');
+    const run = await prepareAgent(await loadEmbedded?.());
+    // A version that does not load is to be refused before it serves.
+    if (link?.turn === 'standby') await import('./node-services.ts');
     try {
-      await runAgent(values, link, logger, stop.signal, embedded);
+      // Until the keeper says so, another agent holds the session, the database, the sockets and the caches.
+      await link?.waitForGo(stop.signal);
+      if (link?.turn === 'standby') first = await serveFirst(link, stop.signal);
+      await run({ link, first }, stop.signal);
     } catch (error) {
       if (!stop.signal.aborted) throw error;
     }
     await link?.leave();
   } catch (error) {
-    process.stderr.write(
-      `${error instanceof SettingsError ? error.message : String(error instanceof Error ? error.stack : error)}\n`,
-    );
-    if (error instanceof SettingsError) process.exit(EXIT_CONFIG);
+    const isSettings = error instanceof Error && error.name === 'SettingsError';
+    process.stderr.write(`${isSettings ? error.message : String(error instanceof Error ? error.stack : error)}\n`);
+    if (first !== undefined) process.kill(process.pid, 'SIGKILL');
+    if (isSettings) process.exit(EXIT_CONFIG);
     if (link === undefined) process.exit(1);
-    // Reads on /dev/fuse that wait in libuv's pool would keep an ordinary exit waiting.
+    // As above.
     process.kill(process.pid, 'SIGKILL');
   }
+}
+
+async function serveFirst(link: KeeperLink, signal: AbortSignal): Promise<FirstReads | undefined> {
+  return link.fuse && (await openFirstReads(link.fuse, dataFolderOf(process.env), signal));
 }

@@ -1,27 +1,21 @@
-import { mkdir, statfs } from 'node:fs/promises';
+import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
-import packageJson from '#package' with { type: 'json' };
 import type { Bus } from '#shared/bus/bus.ts';
 import { openBus } from '#shared/bus/open-bus.ts';
 import { SettingsError } from '#shared/config/settings.ts';
-import { ContainerdClient } from '#shared/containerd/containerd-client.ts';
 import { ClusterIndexes } from '#shared/indexes/cluster-indexes.ts';
 import type { IndexSource } from '#shared/indexes/index-source.ts';
 import { RegistryIndexes } from '#shared/indexes/registry-indexes.ts';
 import { AllowedRepositories } from '#shared/registry/allowed-repositories.ts';
-import { hostPlatform } from '#shared/registry/platform.ts';
 import { openRegistryClient } from '#shared/registry/open-registry.ts';
-import { createMetrics, serveMetrics } from '#shared/telemetry/metrics.ts';
+import { createMetrics } from '#shared/telemetry/metrics.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
-import { fuseDirOf, type AgentValues } from './config.ts';
+import type { AgentValues } from './config.ts';
+import { fuseDirOf } from './data-folder.ts';
 import type { EmbeddedServices } from './embedded-services.ts';
-import { agentControl } from './control/agent-control.ts';
-import { ControlServer } from './control/control-server.ts';
+import type { FirstReads } from './first-reads.ts';
 import { openDeviceSession } from './fuse/device-session.ts';
-import type { DiskSpace, FuseEvents, FuseSession } from './fuse/fuse-session.ts';
-import { subscribeToImages } from './images/image-subscriber.ts';
-import { LazyPull } from './images/lazy-pull.ts';
+import type { FuseSession } from './fuse/fuse-session.ts';
 import type { KeeperLink } from './keeper/keeper-link.ts';
 import { LayerMounts } from './layers/layer-mounts.ts';
 import { LayerStatistics } from './layers/layer-statistics.ts';
@@ -31,41 +25,40 @@ import { BlobStreamer } from './layers/blob-streamer.ts';
 import { WorkerPool } from './layers/worker-pool.ts';
 import { LayerHolder } from './peers/layer-holder.ts';
 import type { Peers, PeersOptions } from './peers/peers.ts';
-import { MemoryTrimmer } from './memory-trimmer.ts';
 import { createMounter } from './mounts/mounter.ts';
-import { SnapshotFolders } from './snapshots/snapshot-folders.ts';
-import { SnapshotServer } from './snapshots/snapshot-server.ts';
-import { SnapshotService } from './snapshots/snapshot-service.ts';
-import { SnapshotStore } from './snapshots/snapshot-store.ts';
-import { wallClock } from './snapshots/wall-clock.ts';
+import { SessionEvents } from './session-events.ts';
 
-/** How often statfs's numbers are refreshed; they are asked for in a place that must not wait. */
-const DISK_SPACE_MS = 5_000;
 /** Longer than a keeper takes from unmounting to the signal. */
 const SESSION_GRACE_MS = 2_000;
-const SQLITE_BUSY = 5;
-/** Below the keeper's patience with an agent that is not ready. */
-const DATABASE_WAIT_MS = 10_000;
-const DATABASE_RETRY_MS = 20;
+
+/** How the agent came to run. */
+export interface AgentStart {
+  readonly link: KeeperLink | undefined;
+  /** Serves readers already; undefined: nobody waits. */
+  readonly first: FirstReads | undefined;
+}
 
 /**
  * The node agent: builds every part, top to bottom, and serves until `signal` aborts. Resolves when all is closed and written.
  * Mounts stay: containers go on with complete layers, and wait for the next agent where they are not.
+ *
+ * Here is what readers need; the rest, in NodeServices, is loaded when they are served.
  */
 export async function runAgent(
   values: AgentValues,
-  link: KeeperLink | undefined,
+  start: AgentStart,
   logger: Logger,
   signal: AbortSignal,
   embedded?: EmbeddedServices,
 ): Promise<void> {
   const { dataDir } = values;
-  // Until the keeper says so, another agent holds the database, the sockets and the caches.
-  if (link !== undefined) await link.waitForGo(signal);
-  const startMs = performance.now();
+  const { link, first } = start;
   await using closing = new AsyncDisposableStack();
   await mkdir(dataDir, { recursive: true, mode: 0o711 });
 
+  const events = first?.events ?? new SessionEvents(dataDir);
+  closing.defer(() => events.stop());
+  events.logTo(logger);
   const metrics = createMetrics();
   const registry = openRegistryClient(values, logger);
   closing.defer(() => registry.close());
@@ -78,8 +71,6 @@ export async function runAgent(
   const statistics = new LayerStatistics({ metrics, logger });
   const workers = new WorkerPool({ size: values.workers });
   closing.defer(() => workers.close());
-  const trimmer = new MemoryTrimmer(() => workers.activity, logger);
-  closing.defer(() => trimmer.stop());
   const mounts = new LayerMounts(join(dataDir, 'm'), createMounter());
   const fuseDir = link?.fuse?.directory ?? fuseDirOf(dataDir);
   const registrySource = new RegistrySource(registry);
@@ -113,13 +104,12 @@ export async function runAgent(
   });
   await store.start(signal);
   closing.defer(() => store.close());
+  first?.layers.handOver(store);
+  const session = first?.session ?? (await openSession(link, fuseDir, store, events, signal));
+  closing.defer(() => session.close());
+  const allReadsMs = performance.now();
   holder.attach(store);
   peers?.announce();
-
-  const space = await DiskWatch.start(dataDir);
-  closing.defer(() => space.stop());
-  const session = await openSession(link, fuseDir, store, fuseEvents(space, logger), signal);
-  closing.defer(() => session.close());
   void session.closed.then(() => {
     // A keeper that ends takes the session away before it tells us.
     setTimeout(() => {
@@ -128,134 +118,34 @@ export async function runAgent(
     }, SESSION_GRACE_MS).unref();
   });
 
-  const snapshots = new SnapshotService({
-    store: await whenUnlocked(() => new SnapshotStore(join(dataDir, 'snapshots.db'), wallClock), signal),
-    folders: new SnapshotFolders(join(dataDir, 's')),
-    layers: store,
-    logger,
-    metrics,
-  });
-  closing.defer(() => snapshots.close());
-
-  await snapshots.start(signal);
-  if (bus === undefined && embedded !== undefined) {
-    bus = closing.use(await whenUnlocked(async () => await embedded.openBus(), signal));
-  }
-  const server =
-    link?.heldSocket === values.socket
-      ? SnapshotServer.accept(snapshots, link, logger)
-      : await SnapshotServer.listen(snapshots, values.socket, logger);
-  closing.defer(() => server.close());
-
-  let ready = true;
-  closing.defer(() => {
-    ready = false;
-  });
-  statistics.watch(metrics, () => {
-    const layers = [...store.layers.values()];
-    const complete = layers.filter((layer) => layer.complete).length;
-    return { layers: layers.length, mounted: mounts.count, complete, diskBytes: store.diskBytes };
-  });
-  const clients = new Map<string, ContainerdClient>();
-  closing.defer(() => {
-    for (const client of clients.values()) client.close();
-  });
-  const pullInto = (namespace: string) => {
-    let containerd = clients.get(namespace);
-    if (containerd === undefined) {
-      containerd = new ContainerdClient({ address: values.containerd, namespace });
-      clients.set(namespace, containerd);
-    }
-    return new LazyPull({ registry, containerd, snapshots, snapshotter: values.snapshotter, logger });
-  };
-  if (bus !== undefined) {
-    closing.use(
-      subscribeToImages({
-        bus,
-        nodeName: values.nodeName,
-        repositories: values.subscribe,
-        pull: (image, ends) => pullInto(values.namespace).pull(image, { platform: hostPlatform() }, ends),
-        metrics,
-        logger,
-      }),
-    );
-  }
-  const control = await ControlServer.listen(
-    values.controlSocket,
-    agentControl({
-      version: packageJson.version,
-      dataDir,
-      snapshotter: values.snapshotter,
-      namespace: values.namespace,
-      quotaBytes: values.quotaBytes,
-      fuse: session,
-      store,
-      mounts,
-      statistics,
-      snapshots,
-      pullInto,
-      ready: () => ready,
-      reload: () => {
-        if (link === undefined) throw new Error('Cannot reload: this agent was started without a keeper');
-        process.kill(process.ppid, 'SIGUSR2');
-      },
-      events: bus?.events,
-    }),
-    logger,
+  const { NodeServices } = await import('./node-services.ts');
+  const services = closing.use(
+    await NodeServices.open(
+      { values, link, logger, metrics, registry, store, mounts, statistics, workers, session, bus, embedded },
+      signal,
+    ),
   );
-  closing.defer(() => control.close());
-  if (values.metrics !== undefined) {
-    const http = await serveMetrics(metrics, values.metrics, () => ready);
-    closing.defer(() => void http.close());
-  }
-
-  if (bus !== undefined && embedded !== undefined) {
-    const stop = new AbortController();
-    const running = embedded.run({ bus, registry, metrics }, stop.signal).catch((error: unknown) => {
-      // The node itself goes on: starts do not need them.
-      logger.error({ err: error }, 'The services beside the agent have ended: events are not taken any more');
-    });
-    closing.defer(async () => {
-      stop.abort();
-      await running;
-    });
-  }
+  // Of an embedded node: from now on its indexes are looked for, too.
+  bus = services.bus;
   link?.ready();
-  // Only now: what takes over from a killed agent has readers waiting, and needs the processor for itself.
-  workers.warm(2);
   logger.info(
     {
       socket: values.socket,
       layers: store.layers.size,
       transport: session.transport,
-      ms: Math.round(performance.now() - startMs),
+      // Since the start of the process: reads of what is here, all reads, everything.
+      firstReadsMs: Math.round(first?.atMs ?? allReadsMs),
+      firstReads: first?.layers.served,
+      allReadsMs: Math.round(allReadsMs),
+      ms: Math.round(performance.now()),
+      cpuMs: Math.round((process.cpuUsage().user + process.cpuUsage().system) / 1000),
     },
     'Ready',
   );
-  // A crash between a mount and its snapshot's commit leaves a mount that nobody will release.
-  const needed = snapshots.layers();
-  for (const layer of store.layers.keys()) {
-    if (mounts.sourceOf(layer) !== undefined && !needed.has(layer)) await store.release(layer, signal);
-  }
-  await aborted(signal);
+  // Only now: what takes over from a killed agent has readers waiting, and needs the processor for itself.
+  workers.warm(2);
+  await services.run(signal);
   logger.info('Closing');
-}
-
-/**
- * Opens a database. An agent that was killed within a call on its own mounts holds it until that call is answered: by us, so the
- * session is served before, and the loop stays free while we wait.
- */
-async function whenUnlocked<T>(open: () => T | Promise<T>, signal: AbortSignal): Promise<T> {
-  const deadline = performance.now() + DATABASE_WAIT_MS;
-  for (;;) {
-    try {
-      return await open();
-    } catch (error) {
-      const busy = error instanceof Error && 'errcode' in error && error.errcode === SQLITE_BUSY;
-      if (!busy || performance.now() > deadline) throw error;
-      await sleep(DATABASE_RETRY_MS, undefined, { signal });
-    }
-  }
 }
 
 /** undefined on a single node. */
@@ -286,7 +176,7 @@ async function openSession(
   link: KeeperLink | undefined,
   directory: string,
   files: LayerStore,
-  events: FuseEvents,
+  events: SessionEvents,
   signal: AbortSignal,
 ): Promise<FuseSession> {
   if (link?.fuse !== undefined) return openDeviceSession({ ...link.fuse, files, events });
@@ -294,50 +184,4 @@ async function openSession(
   // Its native library is loaded only where it is used.
   const { openNativeSession } = await import('./fuse/native-session.ts');
   return await openNativeSession({ directory, files, events }, signal);
-}
-
-function fuseEvents(space: DiskWatch, logger: Logger): FuseEvents {
-  return {
-    diskSpace: () => space.now,
-    unknownFile: (inode) => {
-      logger.error(
-        { inode: String(inode) },
-        'The kernel has a layer image open that is not on disk any more: its readers get EIO',
-      );
-    },
-    readFailed: (file, offset, length, error) => {
-      logger.error({ file: file.name, offset, length, err: error }, 'A read failed: its reader gets EIO');
-    },
-  };
-}
-
-/** The disk's size, known without asking. */
-class DiskWatch {
-  now: DiskSpace = { totalBytes: 0, freeBytes: 0 };
-  #timer: NodeJS.Timeout | undefined;
-
-  static async start(folder: string): Promise<DiskWatch> {
-    const watch = new DiskWatch();
-    await watch.#refresh(folder);
-    watch.#timer = setInterval(() => void watch.#refresh(folder), DISK_SPACE_MS).unref();
-    return watch;
-  }
-
-  stop(): void {
-    clearInterval(this.#timer);
-  }
-
-  async #refresh(folder: string): Promise<void> {
-    try {
-      const { bsize, blocks, bavail } = await statfs(folder);
-      this.now = { totalBytes: bsize * blocks, freeBytes: bsize * bavail };
-    } catch {
-      // The numbers stay as they were: nothing depends on them but `df`.
-    }
-  }
-}
-
-async function aborted(signal: AbortSignal): Promise<void> {
-  if (signal.aborted) return;
-  await new Promise<void>((resolve) => signal.addEventListener('abort', () => resolve(), { once: true }));
 }

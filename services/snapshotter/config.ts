@@ -3,6 +3,7 @@ import { z } from 'zod';
 import { busSettings } from '#shared/bus/open-bus.ts';
 import { bytes, flag, integer, list, type Values } from '#shared/config/settings.ts';
 import { indexSettings } from '#shared/indexes/index-settings.ts';
+import { DATA_FOLDER } from './data-folder.ts';
 import { peerSettings } from './peers/peer-settings.ts';
 import { registrySettings } from '#shared/registry/registry-settings.ts';
 import { telemetrySettings } from '#shared/telemetry/telemetry-settings.ts';
@@ -12,9 +13,8 @@ const absolute = z.string().startsWith('/', 'an absolute path');
 /** Settings of the node agent. */
 export const SETTINGS = {
   dataDir: {
-    env: 'KINDLING_DATA_DIR',
+    ...DATA_FOLDER,
     schema: absolute,
-    default: '/var/lib/kindling',
     help: 'Folder of all that the agent keeps: layers, snapshots, mounts',
   },
   socket: {
@@ -113,8 +113,3 @@ export const SETTINGS = {
 } as const;
 
 export type AgentValues = Values<typeof SETTINGS>;
-
-/** Where the folder of layer images is mounted; the keeper is told it on its command line. */
-export function fuseDirOf(dataDir: string): string {
-  return `${dataDir}/fuse`;
-}

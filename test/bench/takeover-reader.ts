@@ -23,7 +23,8 @@ const block = Buffer.alloc(2 * BLOCK_BYTES);
 const view = new Uint8Array(block.buffer, Math.ceil(block.byteOffset / BLOCK_BYTES) * BLOCK_BYTES, BLOCK_BYTES);
 const now = (): number => performance.timeOrigin + performance.now();
 
-for (let at = 0; mode === 'here' || at < places.length; at++) {
+const reads = mode === 'here' ? Number.POSITIVE_INFINITY : places.length;
+for (let at = 0; at < reads; at++) {
   const [path, offset] = places[at % places.length] ?? ['', 0];
   let file = files.get(path);
   if (file === undefined) {

@@ -2,7 +2,8 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { Command, Option } from 'commander';
 import { keeperCommand, keeperEnvironment } from '#services/snapshotter/keeper/keeper-arguments.ts';
-import { fuseDirOf, SETTINGS } from '#services/snapshotter/config.ts';
+import { SETTINGS } from '#services/snapshotter/config.ts';
+import { fuseDirOf } from '#services/snapshotter/data-folder.ts';
 import { loadSettings } from '#shared/config/settings.ts';
 import { EMBEDDED, EMBEDDED_SETTINGS, takesEvents } from '../embedded-services.ts';
 

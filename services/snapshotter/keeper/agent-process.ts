@@ -1,7 +1,7 @@
 import { spawn } from 'node:child_process';
 import type { Socket } from 'node:net';
 import { readFile, realpath } from 'node:fs/promises';
-import type { ToAgent, ToKeeper } from './keeper-link.ts';
+import type { ToAgent, ToKeeper, Turn } from './keeper-link.ts';
 import type { LogRelay } from './log-relay.ts';
 
 export interface AgentEnd {
@@ -29,9 +29,9 @@ export interface AgentProcess {
   kill(): void;
 }
 
-/** How often the agent is looked at. */
-const CHECK_MS = 250;
-const PING_EVERY_CHECKS = 20;
+/** How often the agent is looked at: a reader may wait twice as long for the end of an agent that no event tells of. */
+const CHECK_MS = 100;
+const PING_EVERY_CHECKS = 50;
 /** An event loop that is stuck this long serves nobody: the next agent can. Long enough for a machine that is overloaded. */
 const SILENT_MS = 60_000;
 
@@ -43,6 +43,7 @@ export interface AgentStart {
   readonly mount: string;
   /** Path of the socket whose connections it gets by `take`. */
   readonly socket: string | undefined;
+  readonly turn: Turn;
   /** Folder for the compiled modules of the agent. */
   readonly cache: string | undefined;
 }
@@ -70,6 +71,7 @@ export function startAgent(start: AgentStart & { readonly script: string }, log:
       KINDLING_KEEPER: mount,
       KINDLING_FUSE_FD: fuseFd === undefined ? '' : '3',
       KINDLING_HELD_SOCKET: start.socket ?? '',
+      KINDLING_TURN: start.turn,
     },
   });
   const pid = child.pid ?? 0;

@@ -4,10 +4,17 @@ import { Socket } from 'node:net';
 /** When the start is over and its work does not wait for this. */
 const FLUSH_AFTER_MS = 1000;
 
+const TURNS = ['first', 'next', 'standby'] as const;
+/**
+ * `first`: of a session that is new, so nobody waits. `next`: after one that has ended, readers wait. `standby`: beside one that
+ * serves, until `go`.
+ */
+export type Turn = (typeof TURNS)[number];
+
 /**
  * The agent's side of the keeper: node's IPC channel, JSON messages.
  *
- * keeper -> agent: `go` (serve now), `ping`, `connection` (with a socket: see FrontDoor).
+ * keeper -> agent: `go` (serve now; to one that stands by), `ping`, `connection` (with a socket: see FrontDoor).
  * agent -> keeper: `loaded` (modules are there, waiting for `go`), `ready`, `bye` (ends by intent), `pong`.
  *
  * Between `loaded` and `go` an agent must not touch what the serving agent holds (sockets, database, mounts).
@@ -19,7 +26,8 @@ export interface KeeperLink {
   readonly heldSocket: string | undefined;
   /** Where connections to the held socket go; they come only after `ready`. */
   onConnection(handler: (socket: Socket) => void): void;
-  /** Says `loaded` and waits until this agent is to serve. */
+  readonly turn: Turn;
+  /** Says `loaded` and waits until this agent is to serve, which is at once where it does not stand by. */
   waitForGo(signal: AbortSignal): Promise<void>;
   /** Serving: FUSE and the snapshots socket answer. */
   ready(): void;
@@ -40,6 +48,7 @@ export function connectKeeper(env: Readonly<Record<string, string | undefined>> 
   if (env['KINDLING_KEEPER'] === undefined || process.send === undefined) return undefined;
   const fd = Number(env['KINDLING_FUSE_FD'] ?? '');
   const directory = env['KINDLING_KEEPER'];
+  const turn = TURNS.find((known) => known === env['KINDLING_TURN']) ?? 'first';
   const lost = new AbortController();
   const go = Promise.withResolvers<void>();
   const tell = async (kind: ToKeeper['kind']): Promise<void> => {
@@ -58,12 +67,14 @@ export function connectKeeper(env: Readonly<Record<string, string | undefined>> 
   process.once('disconnect', () => lost.abort(new Error('The keeper is gone')));
   return {
     fuse: fd > 2 ? { fd, directory } : undefined,
+    turn,
     heldSocket: env['KINDLING_HELD_SOCKET'] || undefined,
     onConnection(handler) {
       connection = handler;
     },
     lost: lost.signal,
     async waitForGo(signal) {
+      if (turn !== 'standby') return;
       await tell('loaded');
       await new Promise<void>((resolve, reject) => {
         const abort = () => reject(signal.reason instanceof Error ? signal.reason : new Error('aborted'));

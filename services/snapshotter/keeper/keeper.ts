@@ -15,6 +15,7 @@ import { currentScript, startAgent, type AgentEnd, type AgentProcess } from './a
 import { parseKeeperArguments, type KeeperOptions } from './keeper-arguments.ts';
 import { FrontDoor } from './front-door.ts';
 import { createLogRelay, type LogRelay } from './log-relay.ts';
+import type { Turn } from './keeper-link.ts';
 import { abortSession, clearStale, dependentsOf, unmountIdle, unmountSession } from './session-mount.ts';
 
 /** An agent that ends within this time after an upgrade counts as one that did not come up. */
@@ -49,7 +50,7 @@ async function keep(options: KeeperOptions, log: LogRelay): Promise<number> {
   let asked = 0;
   const over = new AbortController();
 
-  const start = (from: string): AgentProcess => {
+  const start = (from: string, turn: Turn): AgentProcess => {
     const cache = options.data === undefined ? undefined : `${options.data}/compiled`;
     return startAgent(
       {
@@ -58,6 +59,7 @@ async function keep(options: KeeperOptions, log: LogRelay): Promise<number> {
         fuseFd: device?.fd,
         mount: options.mount,
         socket: options.socket,
+        turn,
         cache,
       },
       log,
@@ -65,7 +67,7 @@ async function keep(options: KeeperOptions, log: LogRelay): Promise<number> {
   };
 
   const warmUp = (from: string): void => {
-    const agent = start(from);
+    const agent = start(from, 'standby');
     standby = agent;
     void agent.ended.then(() => {
       if (standby === agent) standby = undefined;
@@ -82,7 +84,7 @@ async function keep(options: KeeperOptions, log: LogRelay): Promise<number> {
     try {
       const wanted = await currentScript(options.agent);
       log.say('info', 'Upgrade: loading the new agent', { script: wanted, from: script });
-      const candidate = start(wanted);
+      const candidate = start(wanted, 'standby');
       if (!(await candidate.loaded(options.readyTimeoutMs))) {
         candidate.kill();
         log.say('error', 'Upgrade refused: the new agent does not load; the old one goes on', { script: wanted });
@@ -101,11 +103,12 @@ async function keep(options: KeeperOptions, log: LogRelay): Promise<number> {
   /** One agent after the other. Resolves with the exit code. */
   const serve = async (): Promise<number> => {
     let failures = 0;
+    let served = false;
     while (!over.signal.aborted) {
       // Without the device the session died with its agent: the next one mounts its own.
       if (device === undefined) await unmountSession(options.mount, true);
       if (over.signal.aborted) break;
-      const agent = next ?? standby ?? start(script);
+      const agent = next ?? standby ?? start(script, served ? 'next' : 'first');
       if (agent === standby) standby = undefined;
       next = undefined;
       active = agent;
@@ -115,6 +118,8 @@ async function keep(options: KeeperOptions, log: LogRelay): Promise<number> {
       let end: AgentEnd | undefined;
       if (ready) {
         failures = 0;
+        // A session of its own per agent is a new one each time.
+        served = device !== undefined;
         door?.lead(agent);
         log.say('info', 'The agent serves', {
           agent: agent.pid,

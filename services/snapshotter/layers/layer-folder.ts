@@ -13,3 +13,13 @@ export const LAYER_FILES = {
   /** LayerRecord. Written last: a folder without it is none. */
   record: 'layer.json',
 } as const;
+
+/** Name under which the FUSE session shows the image of the layer of these 64 hex digits. */
+export function imageNameOf(hex: string): string {
+  return `${hex}.img`;
+}
+
+/** A pure function of the name; 60 bits of a digest do not collide, and 0 and 1 are not reached. */
+export function imageInodeOf(hex: string): bigint {
+  return (BigInt(`0x${hex.slice(0, 15)}`) << 2n) | 2n;
+}

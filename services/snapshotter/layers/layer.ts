@@ -9,6 +9,7 @@ import type { FetchTarget } from './fetch-target.ts';
 import type { FetchScheduler } from './fetch-scheduler.ts';
 import { LayerReadError } from './layer-error.ts';
 import type { LayerDirectory, LoadedLayer } from './layer-directory.ts';
+import { imageInodeOf, imageNameOf } from './layer-folder.ts';
 import { originOf, requestOf, withRequest, type LayerRecord } from './layer-record.ts';
 import { ReadAhead } from './read-ahead.ts';
 import { Residency } from './residency.ts';
@@ -70,9 +71,8 @@ export class Layer implements FetchTarget, LayerFile {
   constructor(loaded: LoadedLayer, context: LayerContext) {
     const { record } = loaded;
     this.layer = record.layer;
-    this.name = `${hexOf(record.layer)}.img`;
-    // A pure function of the name; 60 bits of a digest do not collide, and 0 and 1 are not reached.
-    this.inode = (BigInt(`0x${hexOf(record.layer).slice(0, 15)}`) << 2n) | 2n;
+    this.name = imageNameOf(hexOf(record.layer));
+    this.inode = imageInodeOf(hexOf(record.layer));
     this.sizeBytes = record.imageSize;
     this.#record = record;
     this.#residency = loaded.residency;
