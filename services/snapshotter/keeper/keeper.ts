@@ -172,14 +172,14 @@ async function keep(options: KeeperOptions, log: LogRelay): Promise<number> {
       if (force || (overlays.length === 0 && (device === undefined || (await unmountSession(options.mount, false)))))
         break;
       if (overlays.length !== said) {
+        said = overlays.length;
         log.say(
           'warn',
-          'Containers depend on the session: it ends after them. A second signal ends it now, with errors for them',
-          {
-            containers: overlays.length,
-          },
+          said > 0
+            ? 'Containers depend on the session: it ends after them. A second signal ends it now, with errors for them'
+            : 'Something still uses the session, and no container does: it ends after that. A second signal ends it now',
+          { containers: said },
         );
-        said = overlays.length;
       }
       await sleep(DRAIN_CHECK_MS);
     }

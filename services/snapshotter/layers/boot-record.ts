@@ -14,27 +14,40 @@ export class BootRecord {
   /** False after an unclean boot: every span must be verified again. */
   readonly trusted: boolean;
 
-  private constructor(path: string, bootId: string, trusted: boolean) {
+  /** The record says already what `markRunning` would write: an agent was killed, and readers wait for this one. */
+  readonly #isRunning: boolean;
+
+  private constructor(path: string, bootId: string, trusted: boolean, isRunning: boolean) {
     this.#path = path;
     this.#bootId = bootId;
     this.trusted = trusted;
+    this.#isRunning = isRunning;
   }
 
   static async read(path: string, signal: AbortSignal, bootIdPath = BOOT_ID): Promise<BootRecord> {
     const bootId = (await readFile(bootIdPath, { encoding: 'utf8', signal })).trim();
     let trusted = false;
+    let isRunning = false;
     try {
       const said: unknown = JSON.parse(await readFile(path, { encoding: 'utf8', signal }));
-      trusted = isRecord(said) && (said.clean || said.bootId === bootId);
+      if (isRecord(said)) {
+        trusted = said.clean || said.bootId === bootId;
+        isRunning = !said.clean && said.bootId === bootId;
+      }
     } catch {
       signal.throwIfAborted();
       // No record, or one that a power loss has torn: not trusted.
     }
-    return new BootRecord(path, bootId, trusted);
+    return new BootRecord(path, bootId, trusted, isRunning);
   }
 
   /** To be called once what is not trusted has been marked so on disk, before the first span is stored. */
   async markRunning(): Promise<void> {
+    if (this.#isRunning) {
+      // It may have been killed between renaming the record and this, which costs nothing where it was not.
+      await syncFolder(this.#path);
+      return;
+    }
     try {
       await this.#write(false);
     } catch (error) {
