@@ -41,17 +41,34 @@ export class SpanDecoder implements Disposable {
    * The span's payload, every piece of it verified. It may share memory with `source.bytes`.
    *
    * @throws LayerError `digest-mismatch` when a piece is not what the index promises, `malformed` when the bytes do not decode
-   * or are too few. Never more memory than the index says the span has.
+   * or are too few, `unsupported` where bytes that are not the blob's are given for a layer that only its blob verifies (`soci`).
+   * Never more memory than the index says the span has.
    */
   decode(map: SpanCoding, span: number, source: UndecodedSpan): Uint8Array {
+    const byBlob = map.format === 'soci';
+    if (byBlob) this.#verifyBlob(map, span, source);
     const payload =
       source.form === 'payload' ? source.bytes : this.#payloadOf(map, span, this.#decoded(map, span, source.bytes));
     const expected = map.payloadLength(span);
     if (payload.length !== expected) {
       throw new LayerError('malformed', `Refused ${place(map, span)}: ${payload.length} bytes, not ${expected}`);
     }
-    this.#verify(map, span, payload);
+    if (!byBlob) this.#verify(map, span, payload);
     return payload;
+  }
+
+  /** The digest is of the compressed range, so it comes before decoding. */
+  #verifyBlob(map: SpanCoding, span: number, { form, bytes }: UndecodedSpan): void {
+    if (form !== 'compressed') {
+      throw new LayerError('unsupported', `Refused ${place(map, span)}: a SOCI index verifies nothing but the blob`);
+    }
+    const [piece] = map.pieces(span);
+    if (piece === undefined && map.payloadLength(span) === 0) return;
+    if (piece !== undefined && hash('sha256', bytes, 'buffer').equals(piece.digest)) return;
+    throw new LayerError(
+      'digest-mismatch',
+      `Refused ${place(map, span)}: its ${bytes.length} compressed bytes have another digest than the SOCI index says`,
+    );
   }
 
   #decoded(map: SpanCoding, span: number, bytes: Uint8Array): Uint8Array {
@@ -67,6 +84,7 @@ export class SpanDecoder implements Disposable {
         case 'tar':
           return bytes;
         case 'gzip':
+        case 'soci':
           return decodeDeflateSpan(bytes, map.decodedLength(span), map.checkpoint(span), this.#raw, this.#gzip);
         case 'estargz':
           return this.#members(this.#gzip, map, span, bytes);

@@ -56,7 +56,8 @@ function checkSpans(index: LayerIndex): number {
     const { checkpoint } = span;
     const wrong = checkpoint !== undefined && !(isWhole(checkpoint.bits) && checkpoint.bits < 8);
     if (wrong || (checkpoint?.window.length ?? 0) > WINDOW_BYTES) throw malformed(`the checkpoint of span ${i}`);
-    if (checkpoint !== undefined && index.format !== 'gzip') throw malformed(`a checkpoint in ${index.format}`);
+    const hasCheckpoints = index.format === 'gzip' || index.format === 'soci';
+    if (checkpoint !== undefined && !hasCheckpoints) throw malformed(`a checkpoint in ${index.format}`);
     streamLength += span.streamLength;
   }
   return streamLength;

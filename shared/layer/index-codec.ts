@@ -13,6 +13,7 @@ const HEADER_BYTES = 64;
 const TRAILER_BYTES = 32;
 /** Within 1 % of what higher levels reach, in a fraction of their time; part of the format, for the same index must give the same bytes. */
 const LEVEL = 9;
+/** Without `soci`: such an index is as good as its maker and verifies less, so it is never handed on. */
 const FORMATS: readonly LayerFormat[] = ['estargz', 'zstd-chunked', 'gzip', 'zstd', 'tar'];
 
 /**
@@ -28,8 +29,11 @@ const FORMATS: readonly LayerFormat[] = ['estargz', 'zstd-chunked', 'gzip', 'zst
  * @throws LayerError `malformed` when the index contradicts itself, `too-large`.
  */
 export function encodeLayerIndex(index: LayerIndex): Buffer {
+  const format = FORMATS.indexOf(index.format);
+  if (format < 0)
+    throw new LayerError('unsupported', `Cannot encode an index of ${index.layer} made from a ${index.format} index`);
   const out = new VarintWriter();
-  out.whole(FORMATS.indexOf(index.format));
+  out.whole(format);
   out.whole(index.blobSize);
   out.whole(index.prioritySpans);
   out.whole(index.diffId === undefined ? 0 : 1);

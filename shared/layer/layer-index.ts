@@ -1,7 +1,10 @@
 import type { Digest } from '#shared/digest/digest.ts';
 
-/** How the blob of a layer is stored. `estargz` covers legacy stargz and external TOCs. */
-export type LayerFormat = 'estargz' | 'zstd-chunked' | 'gzip' | 'zstd' | 'tar';
+/**
+ * How the blob of a layer is stored. `estargz` covers external TOCs. `soci` is gzip whose index was made from a SOCI zTOC: its pieces verify
+ * not the payload but the span's range of the blob. Such a layer can only be filled from its blob, and stays on its node.
+ */
+export type LayerFormat = 'estargz' | 'zstd-chunked' | 'gzip' | 'zstd' | 'tar' | 'soci';
 
 export type EntryType = 'file' | 'directory' | 'symlink' | 'hardlink' | 'character' | 'block' | 'fifo';
 
@@ -51,7 +54,7 @@ export interface SpanSegment {
   readonly length: number;
 }
 
-/** A run of the span's payload with a digest of its own. */
+/** A run of the span's payload with a digest of its own (`soci`: all of it, and the digest of what it is decoded from). */
 export interface SpanPiece {
   readonly length: number;
   readonly digest: Digest;
@@ -78,7 +81,7 @@ export interface IndexSpan {
   readonly streamLength: number;
   readonly segments: readonly SpanSegment[];
   readonly pieces: readonly SpanPiece[];
-  /** Present only for `gzip` spans. */
+  /** Present only for `gzip` and `soci` spans. */
   readonly checkpoint: Checkpoint | undefined;
 }
 

@@ -7,7 +7,7 @@ export const SPAN_MAP_HEADER_BYTES = 128;
 
 export const SPAN_MAP_MAGIC = Buffer.from('KNDLMAP\0', 'latin1');
 export const SPAN_MAP_VERSION = 1;
-export const SPAN_MAP_FORMATS: readonly LayerFormat[] = ['estargz', 'zstd-chunked', 'gzip', 'zstd', 'tar'];
+export const SPAN_MAP_FORMATS: readonly LayerFormat[] = ['estargz', 'zstd-chunked', 'gzip', 'zstd', 'tar', 'soci'];
 /** Bits of a span that has none. */
 export const NO_CHECKPOINT = 0xff;
 

@@ -8,6 +8,7 @@ import { tocFromTail } from '#shared/formats/toc/toc-tail.ts';
 import { decodeLayerIndex } from '#shared/layer/index-codec.ts';
 import { LayerError, type LayerIndex } from '#shared/layer/layer-index.ts';
 import { parseSpanMap, type DecodableSpanMap } from '#shared/layer/span-map-file.ts';
+import { SPAN_MAP_HEADER_BYTES } from '#shared/layer/span-map-layout.ts';
 import { layOut } from './built-layer.ts';
 import { ImageWriter } from './image-writer.ts';
 import { LAYER_FILES } from './layer-folder.ts';
@@ -25,16 +26,22 @@ const maps = new Map<Digest, { readonly bytes: SharedArrayBuffer; readonly map: 
 function mapOf({ layer, bytes }: SharedMap): DecodableSpanMap {
   const known = maps.get(layer);
   maps.delete(layer);
-  // Two buffers for the same memory are not the same object: one is made for each message. The size tells enough, since a
-  // layer's map is a pure function of its digest, and every span is verified.
+  // Two buffers for the same memory are not the same object: one is made for each message. A layer may come back with another map
+  // (first by a SOCI index, then by a whole one); the header has the digest of all that follows it.
   const entry =
-    known?.bytes.byteLength === bytes.byteLength ? known : { bytes, map: parseSpanMap(new Uint8Array(bytes)) };
+    known !== undefined && headerOf(known.bytes).equals(headerOf(bytes))
+      ? known
+      : { bytes, map: parseSpanMap(new Uint8Array(bytes)) };
   maps.set(layer, entry);
   for (const oldest of maps.keys()) {
     if (maps.size <= MAPS) break;
     maps.delete(oldest);
   }
   return entry.map;
+}
+
+function headerOf(map: SharedArrayBuffer): Buffer {
+  return Buffer.from(map, 0, Math.min(SPAN_MAP_HEADER_BYTES, map.byteLength));
 }
 
 function run(job: WorkerJob): WorkerResults[keyof WorkerResults] {
