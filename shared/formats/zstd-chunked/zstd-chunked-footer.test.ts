@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import * as fc from 'fast-check';
 import { parseZstdChunkedFooter, zstdChunkedFooter } from './zstd-chunked-footer.ts';
 
 test('the footer that skopeo 1.9 and ctr-remote 0.14 have written is read', () => {
@@ -31,4 +32,27 @@ test('other bytes are no footer', () => {
     assert.equal(parseZstdChunkedFooter(changed), undefined, `byte ${at}`);
   }
   assert.equal(parseZstdChunkedFooter(Buffer.alloc(10)), undefined);
+});
+
+test('a footer that is cut anywhere is none, and one that was changed is none or says numbers that can be used', () => {
+  const footer = zstdChunkedFooter({ manifestOffset: 2 ** 33, manifestBytes: 500, manifestDecodedBytes: 700 });
+  for (let at = 0; at < footer.length; at++) {
+    assert.equal(parseZstdChunkedFooter(footer.subarray(0, at)), undefined, `cut at ${at}`);
+    assert.equal(parseZstdChunkedFooter(footer.subarray(at + 1)), undefined, `without the first ${at + 1}`);
+  }
+  const usable = (bytes: Buffer): void => {
+    const { manifestOffset = 0, manifestBytes = 0, manifestDecodedBytes = 0 } = parseZstdChunkedFooter(bytes) ?? {};
+    for (const number of [manifestOffset, manifestBytes, manifestDecodedBytes]) {
+      assert.ok(Number.isSafeInteger(number) && number >= 0);
+    }
+  };
+  fc.assert(
+    fc.property(fc.array(fc.tuple(fc.nat(footer.length - 1), fc.nat(255)), { maxLength: 6 }), (changes) => {
+      const changed = Buffer.from(footer);
+      for (const [at, byte] of changes) changed[at] = byte;
+      usable(changed);
+    }),
+    { numRuns: 500 },
+  );
+  fc.assert(fc.property(fc.uint8Array({ maxLength: 100 }), (bytes) => usable(Buffer.from(bytes))));
 });

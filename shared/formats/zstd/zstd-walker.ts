@@ -42,9 +42,6 @@ export class ZstdWalker implements StreamWalker {
     this.#orMalformed(() => {
       for (const part of this.#frames.push(Buffer.from(bytes))) this.#part(part);
     });
-    if (isBomb(this.#streamOffset, this.#blobBytes)) {
-      throw new LayerError('too-large', `the zstd blob decodes to more than ${this.#streamOffset} bytes`);
-    }
   }
 
   end(): void {
@@ -142,6 +139,10 @@ export class ZstdWalker implements StreamWalker {
 
   #flush(): void {
     if (this.#length === 0) return;
+    // With each buffer: some bytes of what is pushed may decode to gigabytes.
+    if (isBomb(this.#streamOffset, this.#blobBytes)) {
+      throw new LayerError('too-large', `the zstd blob decodes to more than ${this.#streamOffset} bytes`);
+    }
     this.#sink.data(this.#output, this.#length);
     this.#output = this.#sink.buffer();
     this.#length = 0;
