@@ -21,6 +21,7 @@ import { LayerMounts } from './layers/layer-mounts.ts';
 import { LayerStatistics } from './layers/layer-statistics.ts';
 import { LayerStore } from './layers/layer-store.ts';
 import { RegistrySource } from './layers/registry-source.ts';
+import { StreamSource } from './layers/stream-source.ts';
 import { BlobStreamer } from './layers/blob-streamer.ts';
 import { WorkerPool } from './layers/worker-pool.ts';
 import { LayerHolder } from './peers/layer-holder.ts';
@@ -73,7 +74,7 @@ export async function runAgent(
   closing.defer(() => workers.close());
   const mounts = new LayerMounts(join(dataDir, 'm'), createMounter());
   const fuseDir = link?.fuse?.directory ?? fuseDirOf(dataDir);
-  const registrySource = new RegistrySource(registry);
+  const registrySource = new StreamSource(new RegistrySource(registry), registry);
   const holder = new LayerHolder();
   const peers = await openPeers(values, bus, { holder, registry, source: registrySource, metrics, logger });
   if (peers !== undefined) closing.use(peers);

@@ -19,9 +19,9 @@ export interface SpanCoding {
   checkpoint(span: number): Checkpoint | undefined;
 }
 
-/** As a source delivers them: the span's range of the blob, or its payload. Nothing is verified yet. */
+/** As a source delivers them: the span's range of the blob, what that decodes to, or its payload. Nothing is verified yet. */
 export interface UndecodedSpan {
-  readonly form: 'compressed' | 'payload';
+  readonly form: 'compressed' | 'decoded' | 'payload';
   readonly bytes: Uint8Array;
 }
 
@@ -48,7 +48,7 @@ export class SpanDecoder implements Disposable {
     const byBlob = map.format === 'soci';
     if (byBlob) this.#verifyBlob(map, span, source);
     const payload =
-      source.form === 'payload' ? source.bytes : this.#payloadOf(map, span, this.#decoded(map, span, source.bytes));
+      source.form === 'payload' ? source.bytes : this.#payloadOf(map, span, this.#decoded(map, span, source));
     const expected = map.payloadLength(span);
     if (payload.length !== expected) {
       throw new LayerError('malformed', `Refused ${place(map, span)}: ${payload.length} bytes, not ${expected}`);
@@ -71,7 +71,8 @@ export class SpanDecoder implements Disposable {
     );
   }
 
-  #decoded(map: SpanCoding, span: number, bytes: Uint8Array): Uint8Array {
+  #decoded(map: SpanCoding, span: number, { form, bytes }: UndecodedSpan): Uint8Array {
+    if (form === 'decoded') return bytes;
     const expected = map.blobEnd(span) - map.blobStart(span);
     if (bytes.length !== expected) {
       throw new LayerError(

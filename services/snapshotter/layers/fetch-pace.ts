@@ -93,10 +93,14 @@ export class FetchPace {
   started(priority: FetchPriority, bytes: number): void {
     this.#runs[priority]++;
     this.#bytes[priority] += bytes;
-    if (priority === 'background' && this.#limits.backgroundRate > 0) {
-      const start = Math.max(this.#backgroundFreeMs, this.#now());
-      this.#backgroundFreeMs = start + (bytes / this.#limits.backgroundRate) * 1000;
-    }
+    if (priority === 'background') this.tookBackground(bytes);
+  }
+
+  /** Bytes of background work that no run was counted for beforehand. */
+  tookBackground(bytes: number): void {
+    if (this.#limits.backgroundRate === 0) return;
+    this.#backgroundFreeMs =
+      Math.max(this.#backgroundFreeMs, this.#now()) + (bytes / this.#limits.backgroundRate) * 1000;
   }
 
   ended(priority: FetchPriority, bytes: number): void {

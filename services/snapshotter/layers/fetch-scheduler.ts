@@ -1,20 +1,23 @@
+import { BackgroundTurn } from './background-turn.ts';
+import { pauseBacklog, type Backlog } from './backlog.ts';
+import { gatherRun } from './gather-run.ts';
 import { LayerReadError } from './layer-error.ts';
-import { closedError, readError, type Run, type SpanTask, type Waiter } from './span-task.ts';
+import {
+  closedError,
+  endRun,
+  hasWaiters,
+  RANK,
+  readError,
+  sizeOf,
+  type Run,
+  type SpanTask,
+  type Waiter,
+} from './span-task.ts';
 import { FETCH_LIMITS, FetchPace, type FetchLimits } from './fetch-pace.ts';
 import type { FailedFetch, FetchObserver, FetchTarget } from './fetch-target.ts';
 import type { FetchPriority, SpanBytes, SpanRequest, SpanSource } from './span-source.ts';
 
-interface Backlog {
-  cursor: number;
-  pausedUntilMs: number;
-  pauses: number;
-}
-
 const ORDER: readonly FetchPriority[] = ['demand', 'prefetch', 'background'];
-const RANK: Readonly<Record<FetchPriority, number>> = { demand: 2, prefetch: 1, background: 0 };
-/** First pause of a layer's background completion after a failure; doubles up to a minute. */
-const BACKLOG_PAUSE_MS = 2_000;
-const MAX_BACKLOG_PAUSE_MS = 60_000;
 
 /**
  * Decides what is fetched, when and together with what.
@@ -29,6 +32,7 @@ export class FetchScheduler {
   readonly #limits: FetchLimits;
   readonly #now: () => number;
   readonly #pace: FetchPace;
+  readonly #background: BackgroundTurn;
   readonly #tasks = new Map<FetchTarget, Map<number, SpanTask>>();
   readonly #queues: Record<FetchPriority, Set<SpanTask>> = {
     demand: new Set(),
@@ -55,6 +59,7 @@ export class FetchScheduler {
     this.#limits = { ...FETCH_LIMITS, ...options.limits };
     this.#now = options.now ?? (() => performance.now());
     this.#pace = new FetchPace(this.#limits, this.#now);
+    this.#background = new BackgroundTurn(this.#pace, this.#limits.quietMs, this.#now);
   }
 
   /**
@@ -123,6 +128,11 @@ export class FetchScheduler {
     for (const task of this.#tasks.get(target)?.values() ?? []) {
       if (task.waiters.size === 0 && task.state !== 'running' && task.state !== 'storing') this.#drop(task);
     }
+    for (const run of this.#runs) {
+      if (!run.isStream || run.target !== target || hasWaiters(run)) continue;
+      for (const task of run.tasks.values()) if (task.state === 'running') this.#drop(task);
+      endRun(run, 'Nobody uses the layer any more');
+    }
   }
 
   /** Waiters get an error; resolves when nothing is in flight or being stored. */
@@ -133,7 +143,7 @@ export class FetchScheduler {
     for (const tasks of this.#tasks.values()) {
       for (const task of tasks.values()) this.#finish(task, closedError(task.target));
     }
-    for (const run of this.#runs) run.abort.abort(new Error('The scheduler is closing'));
+    for (const run of this.#runs) endRun(run, 'The scheduler is closing');
     await Promise.allSettled(this.#running);
   }
 
@@ -176,6 +186,7 @@ export class FetchScheduler {
     if (task.state === 'queued') this.#queues[priority].add(task);
     const run = task.run;
     if (task.state !== 'running' || run === undefined || priority !== 'demand') return;
+    run.wake?.();
     if (run.source.urgent !== undefined) {
       run.source.urgent(run.request, task.span);
       return;
@@ -315,6 +326,20 @@ export class FetchScheduler {
   }
 
   #start(task: SpanTask): void {
+    const { target, span } = task;
+    const stream = target.map.streamOf(span);
+    if (stream === undefined) return this.#startRun(task);
+    // One pass over the blob brings them all: whatever of them is missing is taken along.
+    const [first, last] = stream;
+    this.#wantAll(target, first, last - first + 1, 'background');
+    for (let at = first; at <= last; at++) {
+      const other = this.#tasks.get(target)?.get(at);
+      if (other?.state === 'queued' && other.source === task.source) this.#startRun(other, first);
+    }
+  }
+
+  /** `stream`: first span of those that come together with the task's. */
+  #startRun(task: SpanTask, stream?: number): void {
     const { target, priority } = task;
     const { map } = target;
     const source = this.#sources[task.source];
@@ -323,52 +348,39 @@ export class FetchScheduler {
       return;
     }
     const usual = this.#pace.runBytes(priority);
-    const limit = source.runBytes?.[priority] ?? usual;
-    const tasks = this.#tasks.get(target);
-    const joins = (span: number, lowest: number) => {
-      const other = tasks?.get(span);
-      const fits = other?.state === 'queued' && other.source === task.source && RANK[other.priority] >= lowest;
-      return fits ? other : undefined;
-    };
-    const run = new Map<number, SpanTask>([[task.span, task]]);
-    let first = task.span;
-    let last = task.span;
-    // Before it only what is as urgent, since it delays the span; behind it whatever is wanted.
-    for (;;) {
-      const other = joins(first - 1, RANK[priority]);
-      if (other === undefined || map.blobEnd(last) - map.blobStart(first - 1) > limit) break;
-      run.set(--first, other);
-    }
-    for (;;) {
-      const other = joins(last + 1, 0);
-      if (other === undefined || map.blobEnd(last + 1) - map.blobStart(first) > limit) break;
-      run.set(++last, other);
-    }
-    for (const member of run.values()) {
+    const limit = stream === undefined ? (source.runBytes?.[priority] ?? usual) : Infinity;
+    const { first, last, members } = gatherRun(task, this.#tasks.get(target), limit, stream);
+    for (const member of members.values()) {
       this.#queues[member.priority].delete(member);
       member.state = 'running';
     }
     const request: SpanRequest = { layer: target.layer, map, origins: target.origins, first, last, priority };
     this.#launch({
+      target,
       request,
       source,
-      tasks: run,
+      tasks: members,
       abort: new AbortController(),
       // A longer one is bounded by its source, and must not keep other layers from being prefetched.
       bytes: Math.min(usual, map.blobEnd(last) - map.blobStart(first)),
+      // A pass is as urgent as what is waited for of it now, which it is asked for each span.
+      counts: stream === undefined ? priority : 'prefetch',
+      isStream: stream !== undefined,
       next: first,
       cut: false,
+      waitedMs: -Infinity,
+      wake: undefined,
     });
   }
 
   #launch(run: Run): void {
     for (const task of run.tasks.values()) task.run = run;
-    this.#pace.started(run.request.priority, run.bytes);
+    this.#pace.started(run.counts, run.bytes);
     this.#runs.add(run);
     this.#track(
       this.#execute(run).finally(() => {
         this.#runs.delete(run);
-        this.#pace.ended(run.request.priority, run.bytes);
+        this.#pace.ended(run.counts, run.bytes);
         this.#pumpSoon();
       }),
     );
@@ -389,18 +401,20 @@ export class FetchScheduler {
         run.request,
         (span, bytes) => {
           const task = run.tasks.get(span);
-          if (task === undefined || task.state !== 'running' || task.run !== run) return;
+          if (task === undefined || task.state !== 'running' || task.run !== run) return undefined;
           task.state = 'storing';
           run.next = Math.min(span + 1, run.request.last);
-          bytesIn += bytes.bytes.length;
-          stores.push(this.#store(run, task, bytes));
+          bytesIn += sizeOf(bytes);
+          const stored = this.#store(run, task, bytes);
+          stores.push(stored);
+          return run.isStream ? stored.then(() => this.#background.turn(run, sizeOf(bytes))) : stored;
         },
         run.abort.signal,
       );
     } catch (error) {
       failure = error;
     }
-    this.#pace.measured(bytesIn, this.#now() - startedMs);
+    if (!run.isStream) this.#pace.measured(bytesIn, this.#now() - startedMs);
     for (const task of run.tasks.values()) {
       if (task.run !== run || task.state !== 'running') continue;
       if (!this.#isLive(task)) continue;
@@ -418,7 +432,7 @@ export class FetchScheduler {
 
   async #store(run: Run, task: SpanTask, bytes: SpanBytes): Promise<void> {
     const { target, span } = task;
-    const sizeBytes = bytes.bytes.length;
+    const sizeBytes = sizeOf(bytes);
     try {
       const result = await target.store(span, bytes, task.priority);
       if (result === 'stored') {
@@ -426,7 +440,7 @@ export class FetchScheduler {
           target,
           span,
           // Peers' turn may include what this node reads from the registry for all of them.
-          source: bytes.form === 'compressed' ? 'registry' : run.source.name,
+          source: bytes.form === 'payload' ? run.source.name : 'registry',
           bytes: sizeBytes,
           priority: task.priority,
           waitedMs: this.#now() - task.wantedMs,
@@ -480,8 +494,6 @@ export class FetchScheduler {
 
   #pauseBacklog(target: FetchTarget): void {
     const backlog = this.#backlog.get(target);
-    if (backlog === undefined || backlog.pausedUntilMs > this.#now()) return;
-    backlog.cursor = 0;
-    backlog.pausedUntilMs = this.#now() + Math.min(MAX_BACKLOG_PAUSE_MS, BACKLOG_PAUSE_MS * 2 ** backlog.pauses++);
+    if (backlog !== undefined) pauseBacklog(backlog, this.#now());
   }
 }

@@ -71,8 +71,8 @@ const MANIFEST_MS = 30_000;
 const MAX_TOC = 128 * 1024 * 1024;
 
 /**
- * Makes a layer's folder: from an index that somebody has built, else from the blob's own TOC with one range request, else
- * from one pass over the whole blob.
+ * Makes a layer's folder: from an index that somebody has built, also where its spans come only one after the other; else from the
+ * blob's own TOC with one range request, else from one pass over the whole blob.
  */
 export class LayerBuilder {
   readonly #directory: LayerDirectory;
@@ -125,8 +125,7 @@ export class LayerBuilder {
     if (index !== undefined) {
       try {
         const built = await this.#workers.run({ kind: 'build-index', layer, folder, index }, 'prefetch');
-        if (built.seekable) return { built, downloadedBytes: 0 };
-        await this.#clear(folder);
+        return { built, downloadedBytes: 0 };
       } catch (error) {
         // A bad index of somebody else's must not keep the layer from starting: its blob can be read without.
         this.#logger.warn({ layer, err: error }, 'Cannot use the index that was found');

@@ -273,9 +273,6 @@ export class Layer implements FetchTarget, LayerFile {
       if (bytesRead === 0) throw this.#broken('its span map is cut short');
       at += bytesRead;
     }
-    // What did not survive could not be fetched again alone: the whole layer is streamed anew.
-    if (this.#unchecked && !record.seekable)
-      throw this.#broken('its blob has no seek points and the machine went down');
     if (this.#unchecked) {
       const map: SharedMap = { layer: this.layer, bytes: bytes.buffer };
       const { metadataSize, metadataDigest, mapDigest } = record;

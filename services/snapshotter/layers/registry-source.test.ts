@@ -100,7 +100,7 @@ test('what one repository breaks off is taken up from the next, without a span t
     },
   });
   const got: number[] = [];
-  await source.fetch(requestOf(map, ['gone.example/a', 'here.example/a']), (span) => got.push(span), never);
+  await source.fetch(requestOf(map, ['gone.example/a', 'here.example/a']), (span) => void got.push(span), never);
   assert.deepEqual(got, [0, 1, 2]);
   assert.deepEqual(asked, [
     ['gone.example/a', 0],
@@ -138,7 +138,7 @@ test('a registry that says nothing is left for the next one', async () => {
     { silentMs: 20 },
   );
   const got: number[] = [];
-  await source.fetch(requestOf(map, ['silent.example/a', 'here.example/a']), (span) => got.push(span), never);
+  await source.fetch(requestOf(map, ['silent.example/a', 'here.example/a']), (span) => void got.push(span), never);
   assert.deepEqual(got, [0, 1]);
   await assert.rejects(
     source.fetch(requestOf(map, ['silent.example/a']), () => {}, never),

@@ -1,5 +1,5 @@
 import type { Digest } from '#shared/digest/digest.ts';
-import type { SpanBytes, SpanRequest, SpanSource } from './span-source.ts';
+import type { DeliverSpan, SpanRequest, SpanSource } from './span-source.ts';
 
 /** The part of the registry client that this needs. */
 export interface BlobRanges {
@@ -13,7 +13,7 @@ export interface BlobRanges {
 }
 
 /** A reader that waits must not wait for a connection that says nothing; the registry client itself is more patient. */
-const SILENT_MS = 10_000;
+export const SILENT_MS = 10_000;
 
 export class SilentRegistryError extends Error {
   override readonly name = 'SilentRegistryError';
@@ -36,11 +36,7 @@ export class RegistrySource implements SpanSource {
     this.#silentMs = options.silentMs ?? SILENT_MS;
   }
 
-  async fetch(
-    request: SpanRequest,
-    deliver: (span: number, bytes: SpanBytes) => void,
-    signal: AbortSignal,
-  ): Promise<void> {
+  async fetch(request: SpanRequest, deliver: DeliverSpan, signal: AbortSignal): Promise<void> {
     let next = request.first;
     let failure: unknown = new NoOriginError(`Cannot fetch ${request.layer}: no repository is known to have it`);
     for (const origin of request.origins) {
@@ -51,7 +47,7 @@ export class RegistrySource implements SpanSource {
           rest,
           (span, bytes) => {
             next = span + 1;
-            deliver(span, { form: 'compressed', bytes });
+            void deliver(span, { form: 'compressed', bytes });
           },
           signal,
         );

@@ -23,12 +23,18 @@ export interface SpanRequest {
 }
 
 /**
- * `compressed`: the span's range of the blob, as a registry has it. `payload`: its payload as SpanMap defines it, as peers give it.
- * Neither is verified yet.
+ * `compressed`: the span's range of the blob, as a registry has it. `decoded`: what that decodes to, out of a stream that took
+ * `blobBytes` of the blob for it. `payload`: its payload as SpanMap defines it, as peers give it. None is verified yet.
  */
 export type SpanBytes =
-  | { readonly form: 'compressed'; readonly bytes: Uint8Array }
-  | { readonly form: 'payload'; readonly bytes: Uint8Array };
+  | { readonly form: 'compressed' | 'payload'; readonly bytes: Uint8Array }
+  | { readonly form: 'decoded'; readonly bytes: Uint8Array; readonly blobBytes: number };
+
+/**
+ * Takes a span as it comes. A source that reads on without being asked for more waits for the promise before it goes much further: it
+ * resolves when the span is stored or refused, and when what nobody waits for may go on.
+ */
+export type DeliverSpan = (span: number, bytes: SpanBytes) => Promise<void> | undefined;
 
 /**
  * A place to get spans from; peers come first, the registry last. A source hands on each span as soon as its bytes
@@ -37,7 +43,7 @@ export type SpanBytes =
  */
 export interface SpanSource {
   readonly name: 'peer' | 'registry';
-  fetch(request: SpanRequest, deliver: (span: number, bytes: SpanBytes) => void, signal: AbortSignal): Promise<void>;
+  fetch(request: SpanRequest, deliver: DeliverSpan, signal: AbortSignal): Promise<void>;
   /**
    * Blob bytes of one request, in place of the scheduler's own bound: for a source that chooses by itself in which order spans come,
    * and that bounds itself.

@@ -1,6 +1,8 @@
 import { LayerReadError } from './layer-error.ts';
 import type { FetchTarget } from './fetch-target.ts';
-import type { FetchPriority, SpanRequest, SpanSource } from './span-source.ts';
+import type { FetchPriority, SpanBytes, SpanRequest, SpanSource } from './span-source.ts';
+
+export const RANK: Readonly<Record<FetchPriority, number>> = { demand: 2, prefetch: 1, background: 0 };
 
 /** One reader that waits for one or more spans. */
 export interface Waiter {
@@ -25,17 +27,41 @@ export interface SpanTask {
   failedSinceMs: number | undefined;
 }
 
-/** A range request in flight. */
+/** A request in flight: for a range of the blob, or for a part of what one pass over it brings. */
 export interface Run {
+  readonly target: FetchTarget;
   readonly request: SpanRequest;
   readonly source: SpanSource;
   readonly tasks: Map<number, SpanTask>;
   readonly abort: AbortController;
   readonly bytes: number;
+  /** As what it counts among those in flight. */
+  readonly counts: FetchPriority;
+  /** Part of a pass over the blob, which goes on for as long as that takes. */
+  readonly isStream: boolean;
   /** Next span that the stream is to bring. */
   next: number;
   /** Ended by us, for somebody more urgent: no fault of the source. */
   cut: boolean;
+  /** When a reader waited for it last. */
+  waitedMs: number;
+  /** Ends a pause that it makes because nobody waits for it. */
+  wake: (() => void) | undefined;
+}
+
+export function hasWaiters(run: Run): boolean {
+  for (const { waiters } of run.tasks.values()) if (waiters.size > 0) return true;
+  return false;
+}
+
+export function endRun(run: Run, why: string): void {
+  run.abort.abort(new Error(why));
+  run.wake?.();
+}
+
+/** As the source gave it: of the blob, or payload. */
+export function sizeOf(bytes: SpanBytes): number {
+  return bytes.form === 'decoded' ? bytes.blobBytes : bytes.bytes.length;
 }
 
 export function closedError(target: FetchTarget): LayerReadError {

@@ -8,7 +8,8 @@ import { layOut } from './built-layer.ts';
 import { ImageWriter, writeFully } from './image-writer.ts';
 import { LAYER_FILES } from './layer-folder.ts';
 import { Residency } from './residency.ts';
-import type { StreamAnswer, StreamJob, StreamMessage } from './stream-job.ts';
+import { serveBlob, type BlobReader } from './serve-blob.ts';
+import type { StreamJob } from './stream-job.ts';
 import type { BuiltLayer } from './worker-job.ts';
 
 /** Payload gathered before it is written. */
@@ -18,7 +19,7 @@ const WRITE_BYTES = 1024 * 1024;
  * Makes one layer from its whole blob, then ends. The payload goes to a file as it passes, since where it lies in the image is
  * known only when every entry is; nothing is read from it before the blob's digest was right.
  */
-class StreamedLayer {
+class StreamedLayer implements BlobReader<BuiltLayer> {
   readonly #folder: string;
   readonly #spool: string;
   readonly #fd: number;
@@ -99,47 +100,5 @@ class StreamedLayer {
   }
 }
 
-async function serve(job: StreamJob): Promise<void> {
-  const { port } = job;
-  const say = (answer: StreamAnswer) => port.postMessage(answer);
-  let layer: StreamedLayer | undefined;
-  let turn = Promise.resolve();
-  const fail = (error: unknown) => {
-    const known = error instanceof Error;
-    const code = known && 'code' in error && typeof error.code === 'string' ? error.code : 'failed';
-    say({ kind: 'failed', code, message: known ? error.message : String(error) });
-    turn = new Promise(() => {});
-  };
-  const ended = new Promise<void>((resolve) => {
-    port.on('message', (message: StreamMessage) => {
-      turn = turn
-        .then(async () => {
-          switch (message.kind) {
-            case 'bytes':
-              await layer?.push(message.bytes);
-              message.bytes.buffer.transfer(0);
-              say({ kind: 'taken' });
-              break;
-            case 'finish':
-              if (layer !== undefined) say({ kind: 'built', layer: await layer.finish() });
-              break;
-            case 'end':
-              break;
-          }
-        })
-        .catch(fail);
-      if (message.kind === 'end') resolve();
-    });
-    port.on('close', () => resolve());
-  });
-  try {
-    layer = new StreamedLayer(job);
-  } catch (error) {
-    fail(error);
-  }
-  await ended;
-  await layer?.close();
-  port.close();
-}
-
-await serve(workerData as StreamJob);
+const job = workerData as StreamJob;
+await serveBlob(job.port, () => new StreamedLayer(job));

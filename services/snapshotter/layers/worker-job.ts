@@ -1,5 +1,6 @@
 import type { Digest } from '#shared/digest/digest.ts';
 import type { LayerRecord } from './layer-record.ts';
+import type { SpanBytes } from './span-source.ts';
 
 /** The layer's span map, shared between threads: parsed once in each, held once in the process. */
 export interface SharedMap {
@@ -14,7 +15,7 @@ export type WorkerJob =
       readonly map: SharedMap;
       readonly fd: number;
       readonly span: number;
-      readonly form: 'compressed' | 'payload';
+      readonly form: SpanBytes['form'];
       readonly bytes: Uint8Array<ArrayBuffer>;
     }
   | { readonly kind: 'verify'; readonly map: SharedMap; readonly fd: number; readonly span: number }

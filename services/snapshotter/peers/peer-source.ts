@@ -1,6 +1,6 @@
 import type { Digest } from '#shared/digest/digest.ts';
 import { DISTRIBUTION_LIMITS, type NodeRecord } from '#shared/distribution/messages.ts';
-import type { FetchPriority, SpanBytes, SpanRequest, SpanSource } from '../layers/span-source.ts';
+import type { DeliverSpan, FetchPriority, SpanRequest, SpanSource } from '../layers/span-source.ts';
 import { Swarm, type SwarmDeps } from './swarm.ts';
 
 const MiB = 1024 * 1024;
@@ -8,8 +8,8 @@ const MiB = 1024 * 1024;
 const SWARMS = 256;
 
 /**
- * Spans from other nodes, and from the registry what this node is to read there for all of them. What is delivered as
- * `compressed` has come from the registry.
+ * Spans from other nodes, and from the registry what this node is to read there for all of them. What is not
+ * delivered as `payload` has come from the registry.
  */
 export class PeerSource implements SpanSource {
   readonly name = 'peer';
@@ -26,11 +26,7 @@ export class PeerSource implements SpanSource {
     return this.#deps.link.up ? { prefetch: 1024 * MiB } : {};
   }
 
-  async fetch(
-    request: SpanRequest,
-    deliver: (span: number, bytes: SpanBytes) => void,
-    signal: AbortSignal,
-  ): Promise<void> {
+  async fetch(request: SpanRequest, deliver: DeliverSpan, signal: AbortSignal): Promise<void> {
     const { link, registry } = this.#deps;
     await link.settled();
     const swarm = this.#swarms.get(request.layer) ?? this.#open(request);

@@ -1,8 +1,8 @@
-import type { SpanBytes, SpanRequest } from '../layers/span-source.ts';
+import type { DeliverSpan, SpanBytes, SpanRequest } from '../layers/span-source.ts';
 
 interface Call {
   readonly request: SpanRequest;
-  readonly deliver: (span: number, bytes: SpanBytes) => void;
+  readonly deliver: DeliverSpan;
   readonly pending: Set<number>;
   settle(error?: unknown): void;
 }
@@ -35,7 +35,7 @@ export class SwarmCalls {
   /** Resolves when all spans of the request were delivered or given up; `dropped` hears of those that an abort leaves. */
   add(
     request: SpanRequest,
-    deliver: (span: number, bytes: SpanBytes) => void,
+    deliver: DeliverSpan,
     nowMs: number,
     signal: AbortSignal,
     dropped: (spans: readonly number[]) => void,
@@ -70,16 +70,16 @@ export class SwarmCalls {
     });
   }
 
-  /** False: nobody waits for it (any more). */
-  deliver(span: number, bytes: SpanBytes): boolean {
+  /** As DeliverSpan; nothing where nobody waits for it (any more). */
+  deliver(span: number, bytes: SpanBytes): Promise<void> | undefined {
     const call = this.#bySpan.get(span);
-    if (call === undefined) return false;
+    if (call === undefined) return undefined;
     this.#bySpan.delete(span);
     this.#sinceMs.delete(span);
-    call.deliver(span, bytes);
+    const stored = call.deliver(span, bytes);
     call.pending.delete(span);
     if (call.pending.size === 0) call.settle();
-    return true;
+    return stored;
   }
 
   /** The span does not come from here: its call goes on without it, and the scheduler asks the next source. */

@@ -3,7 +3,7 @@ import { DISTRIBUTION_LIMITS, type NodeRecord } from '#shared/distribution/messa
 import { SpanSet } from '#shared/distribution/span-set.ts';
 import type { SpanMap } from '#shared/layer/span-map.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
-import type { LayerOrigin, SpanBytes, SpanRequest, SpanSource } from '../layers/span-source.ts';
+import type { DeliverSpan, LayerOrigin, SpanBytes, SpanRequest, SpanSource } from '../layers/span-source.ts';
 import type { BadPeers } from './bad-peers.ts';
 import type { DistributorLink } from './distributor-link.ts';
 import { Membership } from './membership.ts';
@@ -130,11 +130,7 @@ export class Swarm {
   }
 
   /** As SpanSource.fetch. */
-  async fetch(
-    request: SpanRequest,
-    deliver: (span: number, bytes: SpanBytes) => void,
-    signal: AbortSignal,
-  ): Promise<void> {
+  async fetch(request: SpanRequest, deliver: DeliverSpan, signal: AbortSignal): Promise<void> {
     this.#wantedMs = performance.now();
     if (this.#calls.size === 0) this.#progressMs = this.#wantedMs;
     this.#origins = request.origins;
@@ -304,7 +300,7 @@ export class Swarm {
           work.missing.delete(span);
           this.#reading.delete(span);
           bytesRead += this.#map.payloadLength(span);
-          this.#delivered(span, bytes, REGISTRY);
+          return this.#delivered(span, bytes, REGISTRY);
         },
         work.abort.signal,
       );
@@ -371,7 +367,7 @@ export class Swarm {
           work.missing.delete(span);
           bytesCame += payload.length;
           metrics.received.inc(payload.length);
-          this.#delivered(span, { form: 'payload', bytes: payload }, record.node);
+          void this.#delivered(span, { form: 'payload', bytes: payload }, record.node);
           if (!hedged) timer.refresh();
         },
         work.abort.signal,
@@ -405,8 +401,8 @@ export class Swarm {
     return error instanceof PeerError ? error.code : 'failed';
   }
 
-  #delivered(span: number, bytes: SpanBytes, node: string): void {
-    if (!this.#calls.has(span)) return;
+  #delivered(span: number, bytes: SpanBytes, node: string): Promise<void> | undefined {
+    if (!this.#calls.has(span)) return undefined;
     const now = performance.now();
     this.#senders.set(span, { node, atMs: now });
     this.#progressMs = now;
@@ -414,8 +410,9 @@ export class Swarm {
       this.#patienceMs = Math.min(SWARM_LIMITS.patienceMs, this.#patienceMs * 2);
     }
     this.#picker.unwant(span);
-    this.#calls.deliver(span, bytes);
+    const stored = this.#calls.deliver(span, bytes);
     this.#endUseless();
+    return stored;
   }
 
   #giveUp(span: number): void {
