@@ -1,14 +1,15 @@
 /**
- * Soak: containers of several images read their whole rootfs at random, with checksums, while the agent is killed with -9.
+ * Soak: containers of several images read their whole rootfs at random, with checksums, while the agent is killed with -9: at any
+ * moment, and within pulls, mounts, span fetches, commits, evictions, take-overs and reloads. Fails where something is left.
  *
  *   npm run bench -- survive [--images perl,python,node] [--kills 100] [--delay-ms 5] [--json FILE]
  */
 import { parseArgs } from 'node:util';
-import { walkTree } from '#test/harness/compare-trees.ts';
+import { pushChurnImage } from '#test/harness/churn-image.ts';
 import { LinkProcess } from '#test/harness/link-process.ts';
 import { TestNode } from '#test/harness/node.ts';
 import { TestRegistry } from '#test/harness/registry.ts';
-import { soak, type SoakImage } from '#test/harness/soak.ts';
+import { soak, SOAK_SETTINGS, type SoakOptions } from '#test/harness/soak.ts';
 import { TempFolder } from '#test/harness/temp-folder.ts';
 import { testImage } from '#test/images/image-cache.ts';
 import { mebibytes, printTable } from './table.ts';
@@ -30,37 +31,48 @@ export async function run(
   await using folder = await TempFolder.create('sb');
   await using registry = await TestRegistry.start({ folder: folder.path }, signal);
   await using link = await LinkProcess.start(registry.port, { delayMs: Number(values['delay-ms']) }, signal);
-  // Slow background completion: most reads of the soak need the agent.
-  await using node = await TestNode.start({ KINDLING_BACKGROUND_RATE: '1M' }, signal);
-  const images: SoakImage[] = [];
+  const churn = await pushChurnImage(registry, link.host, folder, signal);
+  await using node = await TestNode.start(SOAK_SETTINGS, signal);
+  const references: string[] = [];
   for (const name of values.images.split(',')) {
     await registry.push(await testImage(name, signal, 'ctr-remote-optimized'), name, 'optimized', signal);
-    const reference = `${link.host}/${name}:optimized`;
-    const { chainId } = await node.kindling.pull(reference, signal);
-    await node.containerd.pull(reference, 'overlayfs', signal);
-    const tree = await node.withRootfs(chainId, 'overlayfs', signal, async (rootfs) => await walkTree(rootfs, signal));
-    images.push({ reference, chainId, tree });
+    references.push(`${link.host}/${name}:optimized`);
   }
-  const result = await soak(
-    node,
-    images,
-    { kills: Number(values.kills), pauseMs: () => 100 + Math.random() * 1_900 },
-    signal,
-  );
-  const memory = await node.kindling.memory();
+  const options: SoakOptions = {
+    kills: Number(values.kills),
+    pauseMs: () => 100 + Math.random() * 1_900,
+    everyKind: true,
+    quietRounds: 10,
+  };
+  const result = await soak(node, references, churn, options, signal);
   printTable(
-    ['agent killed', 'rounds in containers', 'reads', 'MiB read', 'longest read', 'agent MiB', 'keeper MiB'],
+    ['killed within', 'kills', 'inside', 'median ms', 'p95 ms', 'longest ms'],
+    [...result.kinds, { kind: 'all', kills: result.kills, inside: undefined, gapMs: result.gapMs }].map(
+      ({ kind, kills, inside, gapMs }) => [
+        kind,
+        String(kills),
+        inside === undefined ? '' : String(inside),
+        ...(gapMs === undefined ? ['-', '-', '-'] : [gapMs.median, gapMs.p95, gapMs.longest].map(String)),
+      ],
+    ),
+  );
+  console.log(
+    'ms: from the death of an agent that served to the first answer of another; take-over: of two that died in a row\n',
+  );
+  const { before, after } = result.memory;
+  printTable(
+    ['rounds in containers', 'reads', 'MiB read', 'longest read', 'spans verified', 'agent MiB', 'keeper MiB'],
     [
       [
-        String(result.kills),
         String(result.containerRounds),
         String(result.reads),
         mebibytes(result.bytes),
         `${result.longestReadMs} ms`,
-        mebibytes(memory.agent.peakBytes),
-        mebibytes(memory.keeper.peakBytes),
+        String(result.verified.spans),
+        `${mebibytes(before.agent.residentBytes)} -> ${mebibytes(after.agent.residentBytes)}`,
+        `${mebibytes(before.keeper.residentBytes)} -> ${mebibytes(after.keeper.residentBytes)}`,
       ],
     ],
   );
-  return { images: values.images, ...result, memory };
+  return { images: values.images, ...result };
 }

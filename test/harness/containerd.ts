@@ -37,6 +37,8 @@ export interface RunResult {
 /** Namespace of all that tests make in containerd. */
 const NAMESPACE = 'test';
 const CTR_TIMEOUT_MS = 180_000;
+const RETRY_MS = 50;
+const MAX_COLLECTIONS = 5;
 /** `ctr-remote` compresses with one thread at the highest level. */
 const CONVERT_TIMEOUT_MS = 900_000;
 
@@ -136,20 +138,26 @@ export class TestContainerd implements AsyncDisposable {
     target: string,
     signal: AbortSignal,
   ): Promise<AsyncDisposable> {
-    const key = `view-${++this.#views}-${process.pid}`;
     const snapshots = ['snapshots', '--snapshotter', snapshotter];
     await mkdir(target, { recursive: true });
-    for (let attempt = 1; ; attempt++) {
+    const bounded = AbortSignal.any([signal, AbortSignal.timeout(CTR_TIMEOUT_MS)]);
+    let key: string;
+    for (let collections = 0; ; ) {
+      // Another one for each attempt: of one that was not answered the snapshotter may know.
+      key = `view-${++this.#views}-${process.pid}`;
       try {
-        await this.ctr([...snapshots, 'view', key, chainId], signal);
+        await this.ctr([...snapshots, 'view', key, chainId], bounded);
         // `ctr` gives a view no root for the garbage collector, which may be quicker than this label.
-        await this.ctr([...snapshots, 'label', key, 'containerd.io/gc.root=test'], signal);
-        const command = await this.ctr([...snapshots, 'mounts', target, key], signal);
-        await runTool('sh', ['-euc', command], signal);
+        await this.ctr([...snapshots, 'label', key, 'containerd.io/gc.root=test'], bounded);
+        const command = await this.ctr([...snapshots, 'mounts', target, key], bounded);
+        await runTool('sh', ['-euc', command], bounded);
         break;
       } catch (error) {
-        const collected = error instanceof Error && error.message.includes(key) && error.message.includes('not found');
-        if (!collected || attempt === 5) throw error;
+        const message = error instanceof Error ? error.message : '';
+        const collected = message.includes(key) && message.includes('not found');
+        // The snapshotter was just replaced: whoever calls containerd asks again.
+        if (!message.includes(': unavailable') && (!collected || ++collections === MAX_COLLECTIONS)) throw error;
+        await sleep(RETRY_MS, undefined, { signal: bounded });
       }
     }
     return {

@@ -24,6 +24,12 @@ export interface ProcessMemory {
   readonly proportionalBytes: number;
 }
 
+/** What the keeper says of its agents, in the order in which it said so. */
+export interface KeeperEvent {
+  readonly message: string;
+  readonly agent: number | undefined;
+}
+
 export type PulledLayer = Extract<PullEvent, { kind: 'layer' }>;
 export interface Pulled {
   readonly chainId: string;
@@ -42,20 +48,23 @@ export class TestKindling implements AsyncDisposable {
   readonly client: ControlClient;
   readonly #options: KindlingOptions;
   readonly #forget: () => void;
+  readonly #events: KeeperEvent[];
   #keeper: ServerProcess;
 
-  private constructor(options: KindlingOptions, keeper: ServerProcess) {
+  private constructor(options: KindlingOptions, keeper: ServerProcess, events: KeeperEvent[]) {
     this.#options = options;
     this.folder = options.folder;
     ({ socket: this.socket, control: this.controlSocket } = kindlingPaths(options.folder));
     this.dataDir = dataDirOf(options);
     this.client = new ControlClient(this.controlSocket);
     this.#keeper = keeper;
+    this.#events = events;
     this.#forget = disposeOnInterrupt(this);
   }
 
   static async start(options: KindlingOptions, signal: AbortSignal): Promise<TestKindling> {
-    return new TestKindling(options, await startKeeper(options, signal));
+    const events: KeeperEvent[] = [];
+    return new TestKindling(options, await startKeeper(options, events, signal), events);
   }
 
   get keeperPid(): number {
@@ -66,15 +75,24 @@ export class TestKindling implements AsyncDisposable {
     return this.#keeper.log;
   }
 
+  get keeperEvents(): readonly KeeperEvent[] {
+    return this.#events;
+  }
+
   /** The agent that serves now; undefined between two. */
   async agentPid(): Promise<number | undefined> {
+    return (await this.agentPids())[0];
+  }
+
+  /** All that live, the oldest first: while one takes over from another there are two. */
+  async agentPids(): Promise<readonly number[]> {
     const text = await readFile(`/proc/${this.keeperPid}/task/${this.keeperPid}/children`, 'utf8').catch(() => '');
-    const pids = text.split(' ').filter((part) => part !== '');
-    for (const pid of pids) {
+    const agents: number[] = [];
+    for (const pid of text.split(' ').filter((part) => part !== '')) {
       const environment = await readFile(`/proc/${pid}/environ`, 'latin1').catch(() => '');
-      if (environment.includes('KINDLING_FUSE_FD=')) return Number(pid);
+      if (environment.includes('KINDLING_FUSE_FD=')) agents.push(Number(pid));
     }
-    return undefined;
+    return agents;
   }
 
   /** Kills the agent with -9 and returns its pid; the keeper starts the next one. */
@@ -150,7 +168,8 @@ export class TestKindling implements AsyncDisposable {
 
   /** After `stop` or `killAll`. */
   async startAgain(signal: AbortSignal, env: Readonly<Record<string, string>> = {}): Promise<void> {
-    this.#keeper = await startKeeper({ ...this.#options, env: { ...this.#options.env, ...env } }, signal);
+    const options = { ...this.#options, env: { ...this.#options.env, ...env } };
+    this.#keeper = await startKeeper(options, this.#events, signal);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -169,7 +188,11 @@ function dataDirOf({ folder, env }: KindlingOptions): string {
   return env?.['KINDLING_DATA_DIR'] ?? `${folder}/data`;
 }
 
-async function startKeeper(options: KindlingOptions, signal: AbortSignal): Promise<ServerProcess> {
+async function startKeeper(
+  options: KindlingOptions,
+  events: KeeperEvent[],
+  signal: AbortSignal,
+): Promise<ServerProcess> {
   const { socket, control } = kindlingPaths(options.folder);
   const data = dataDirOf(options);
   await mkdir(options.folder, { recursive: true });
@@ -204,9 +227,24 @@ async function startKeeper(options: KindlingOptions, signal: AbortSignal): Promi
       // The keeper holds the snapshots socket: only the agent's own tells that it serves.
       ready: async () => await isListening({ path: control }),
       stopTimeoutMs: 25_000,
+      onLine: (line) => {
+        const event = keeperEvent(line);
+        if (event !== undefined) events.push(event);
+      },
     },
     signal,
   );
+}
+
+/** Undefined for a line that is not the keeper's. */
+function keeperEvent(line: string): KeeperEvent | undefined {
+  if (!line.includes('"service":"keeper"')) return undefined;
+  try {
+    const { msg, agent } = JSON.parse(line) as { msg?: unknown; agent?: unknown };
+    return { message: String(msg), agent: typeof agent === 'number' ? agent : undefined };
+  } catch {
+    return undefined;
+  }
 }
 
 async function memoryOf(pid: number): Promise<ProcessMemory> {

@@ -8,6 +8,8 @@ export type Leak =
   | { readonly kind: 'loop device'; readonly path: string; readonly what: string }
   | { readonly kind: 'network namespace'; readonly path: string; readonly what: string };
 
+type MountLeak = Extract<Leak, { kind: 'mount' }>;
+
 export interface LeakScope {
   /** `NAME=value` that every process of the test inherits in its environment. */
   readonly marker: string;
@@ -56,9 +58,10 @@ async function leakedProcesses(marker: string): Promise<Leak[]> {
   return leaks;
 }
 
-async function leakedMounts(folder: string): Promise<Leak[]> {
+/** Mounts below the folder, the last mounted first: the order in which they can be taken away. */
+export async function leakedMounts(folder: string): Promise<MountLeak[]> {
   const lines = (await readFile('/proc/self/mountinfo', 'utf8')).split('\n');
-  const leaks: Leak[] = [];
+  const leaks: MountLeak[] = [];
   for (const line of lines) {
     const [left = '', right = ''] = line.split(' - ');
     const path = (left.split(' ')[4] ?? '').replace(/\\(\d{3})/g, (_, octal: string) =>
@@ -66,7 +69,6 @@ async function leakedMounts(folder: string): Promise<Leak[]> {
     );
     if (path.startsWith(`${folder}/`)) leaks.push({ kind: 'mount', path, what: right.split(' ')[0] ?? '' });
   }
-  // The last mounted first: the order in which they can be taken away.
   return leaks.toReversed();
 }
 

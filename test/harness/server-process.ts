@@ -1,5 +1,6 @@
 import { spawn, type ChildProcess } from 'node:child_process';
 import { connect, createServer } from 'node:net';
+import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { disposeOnInterrupt } from './interrupt.ts';
 
@@ -15,6 +16,8 @@ export interface ServerOptions {
   readonly stopSignal?: NodeJS.Signals;
   readonly stopTimeoutMs?: number;
   readonly readyTimeoutMs?: number;
+  /** Gets every line of its stderr. */
+  readonly onLine?: (line: string) => void;
 }
 
 /** Kept of a server's log for error messages. */
@@ -42,6 +45,8 @@ export class ServerProcess implements AsyncDisposable {
     };
     child.stdout?.setEncoding('utf8').on('data', keep);
     child.stderr?.setEncoding('utf8').on('data', keep);
+    const { onLine } = options;
+    if (onLine !== undefined && child.stderr !== null) createInterface({ input: child.stderr }).on('line', onLine);
     this.exited = new Promise((resolve) =>
       child.once('exit', (code, signal) => {
         this.#ended = true;

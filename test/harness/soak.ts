@@ -1,164 +1,228 @@
-import { spawn } from 'node:child_process';
-import { mkdir, writeFile } from 'node:fs/promises';
-import { createInterface } from 'node:readline';
+import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { TOC_FILES } from './compare-trees.ts';
-import type { RunningContainer } from './containerd.ts';
-import { disposeOnInterrupt } from './interrupt.ts';
+import { runTool } from '#test/images/tool.ts';
+import { AimedKills, type Kill } from './aimed-kills.ts';
+import { AnswerProbe } from './answer-probe.ts';
+import type { ChurnImage } from './churn-image.ts';
+import { Churn } from './churn.ts';
+import { walkTree } from './compare-trees.ts';
+import type { TestKindling } from './kindling.ts';
 import type { TestNode } from './node.ts';
+import { leaksBetween, residueOf, type Residue } from './node-residue.ts';
+import { KILL_KINDS, OperationTimes, type Aim, type KillKind } from './operation-times.ts';
 import { dropCaches } from './page-cache.ts';
-import type { TreeEntry } from './walk-tree.ts';
+import { SoakReaders, type ReadImage } from './soak-readers.ts';
 
-export interface SoakImage {
-  readonly reference: string;
-  readonly chainId: string;
-  /** The right rootfs. */
-  readonly tree: ReadonlyMap<string, TreeEntry>;
+/** Settings of a node for a soak: what no container needs is evicted at once, and what nobody has read stays away. */
+export const SOAK_SETTINGS = { KINDLING_QUOTA: '1', KINDLING_BACKGROUND: 'false' } as const;
+
+export interface SoakOptions {
+  /** At least so many; they come in rounds, with each kind of aim in every round. */
+  readonly kills: number;
+  /** Pause before a kill that aims at nothing. */
+  readonly pauseMs: () => number;
+  /** Fail where no kill fell within operations of a kind. */
+  readonly everyKind: boolean;
+  /** Rounds without a kill at the end, in which one agent may show that it keeps something of each. */
+  readonly quietRounds: number;
+}
+
+export interface KindFigures {
+  readonly kind: KillKind;
+  readonly kills: number;
+  readonly inside: number;
+  /** From the death of a serving agent to its successor's first answer; undefined: none of them served. */
+  readonly gapMs: Gap | undefined;
+}
+
+export interface Gap {
+  readonly median: number;
+  readonly p95: number;
+  readonly longest: number;
 }
 
 export interface SoakResult {
   readonly kills: number;
+  readonly kinds: readonly KindFigures[];
+  readonly gapMs: Gap | undefined;
   readonly containerRounds: number;
   readonly reads: number;
   readonly bytes: number;
   readonly longestReadMs: number;
+  /** Spans that claimed to be resident at the end, all of them right. */
+  readonly verified: { readonly layers: number; readonly spans: number; readonly bytes: number };
+  /** Of the node without images and containers, before the soak and after it. */
+  readonly memory: { readonly before: Residue['memory']; readonly after: Residue['memory'] };
 }
 
-/** Files that a container checks in one round, with coreutils that every test image has. */
-const FILES_PER_ROUND = 150;
-/** In a container, /proc and the like hide what the image has there. */
-const HIDDEN = /^(proc|sys|dev|run|etc\/(hosts|hostname|resolv\.conf))(\/|$)/;
-
 /**
- * Containers and a reader read whole images at random, with checksums, while the agent is killed with -9 again and again and
- * the page cache is dropped. @throws Error at the first error or wrong byte that one of them sees
+ * Containers and readers read whole images at random, with checksums, while the agent is killed with -9 again and again: at any
+ * moment, and within what it does for images that come and go meanwhile. In the end everything is taken away.
+ *
+ * @param references Images that are read. @param churn The image that comes and goes.
+ * @throws Error at the first error or wrong byte that one of them sees, and when something is left in the end
  */
 export async function soak(
   node: TestNode,
-  images: readonly SoakImage[],
-  options: { readonly kills: number; readonly pauseMs: () => number },
+  references: readonly string[],
+  churn: ChurnImage,
+  options: SoakOptions,
   signal: AbortSignal,
 ): Promise<SoakResult> {
-  const { kindling, containerd, folder } = node;
-  const lists = folder.join('soak');
-  await mkdir(lists);
+  const { kindling, containerd } = node;
   await using stack = new AsyncDisposableStack();
-  const containers: RunningContainer[] = [];
-  const readers: RandomReader[] = [];
-  for (const [i, image] of images.entries()) {
-    const lines = digestLines(image.tree);
-    await mkdir(join(lists, String(i)));
-    await writeFile(join(lists, String(i), 'list'), lines.filter((line) => !HIDDEN.test(line.slice(66))).join('\n'));
-    const script = `cd / && while :; do shuf -n ${FILES_PER_ROUND} /soak/list | sha256sum --quiet --check - || exit 1; echo round; done`;
-    containers.push(
-      stack.use(
-        await containerd.start(
-          image.reference,
-          {
-            snapshotter: 'kindling',
-            args: ['--mount', `type=bind,src=${join(lists, String(i))},dst=/soak,options=rbind:ro`],
-            command: ['sh', '-c', script],
-          },
-          signal,
-        ),
-      ),
-    );
-    const rootfs = folder.join(`soak-${i}`);
-    stack.use(await containerd.mountImage(image.chainId, 'kindling', rootfs, signal));
-    readers.push(stack.use(RandomReader.start(rootfs, i + 1, lines)));
+  const churning = stack.use(new Churn(node, churn));
+  // Without a kill: the warm-up also tells how long everything takes.
+  const times = new OperationTimes();
+  await times.measure(await churning.pullAim(signal));
+  await churning.removed(signal);
+  await quietRound(churning, times, signal);
+  await measureReload(kindling, times, signal);
+  const before = await residueOf(node, signal);
+
+  const images: ReadImage[] = [];
+  for (const reference of references) {
+    const { chainId } = await kindling.pull(reference, signal);
+    await containerd.pull(reference, 'overlayfs', signal);
+    const tree = await node.withRootfs(chainId, 'overlayfs', signal, async (rootfs) => await walkTree(rootfs, signal));
+    images.push({ reference, chainId, tree });
   }
-  const alive = (): void => {
-    for (const container of containers) {
-      if (!container.running) throw new Error(`Container ${container.id} ended: ${container.output.slice(-2_000)}`);
-    }
-    for (const reader of readers) reader.check();
-  };
-  let kills = 0;
-  for (; kills < options.kills; kills++) {
-    await sleep(options.pauseMs(), undefined, { signal });
-    alive();
-    await dropCaches(signal);
-    const old = await kindling.killAgent();
-    await kindling.untilServing(old, AbortSignal.any([signal, AbortSignal.timeout(60_000)]));
-  }
+  const readers = stack.use(await SoakReaders.start(node, images, signal));
+  const [layer = ''] = await readdir(join(kindling.dataDir, 'layers'));
+  const probe = stack.use(AnswerProbe.start(join(kindling.dataDir, 'fuse', `${layer}.img`)));
+  const aimed = new AimedKills(kindling, probe, times);
+  await killInRounds(aimed, churning, options, signal, () => {
+    readers.check();
+    probe.check();
+  });
   // Everyone must get further after the last one.
-  const rounds = containers.map(roundsOf);
-  const reads = readers.map((reader) => reader.reads);
-  for (;;) {
-    alive();
-    if (
-      containers.every((container, i) => roundsOf(container) > (rounds[i] ?? 0)) &&
-      readers.every((reader, i) => reader.reads > (reads[i] ?? 0))
-    ) {
-      break;
-    }
-    await sleep(50, undefined, { signal });
-  }
+  await readers.untilFurther(signal);
+  const { totals } = readers;
+  const verified = await verifyLayers(kindling.dataDir, signal);
+
+  await probe[Symbol.asyncDispose]();
+  await readers[Symbol.asyncDispose]();
+  for (const { reference } of images) await containerd.removeImage(reference, signal);
+  await untilEmpty(node, churning, signal);
+  const settled = await residueOf(node, signal);
+  for (let round = 0; round < options.quietRounds; round++) await quietRound(churning, times, signal);
+  await untilEmpty(node, churning, signal);
+  const after = await residueOf(node, signal);
+  const leaks = [...new Set([...leaksBetween(before, after), ...leaksBetween(settled, after)])];
+  if (leaks.length > 0) throw new Error(`Left after the soak:\n  ${leaks.join('\n  ')}`);
+  await restartEmpty(node, signal);
+
+  const kinds = KILL_KINDS.map((kind) => figuresOf(kind, aimed.kills));
+  const missed = kinds.filter(({ inside }) => inside === 0).map(({ kind }) => kind);
+  if (options.everyKind && missed.length > 0) throw new Error(`No kill fell within: ${missed.join(', ')}`);
   return {
-    kills,
-    containerRounds: containers.reduce((sum, container) => sum + roundsOf(container), 0),
-    reads: readers.reduce((sum, reader) => sum + reader.reads, 0),
-    bytes: readers.reduce((sum, reader) => sum + reader.bytes, 0),
-    longestReadMs: Math.max(...readers.map((reader) => reader.longestReadMs)),
+    kills: aimed.kills.length,
+    kinds,
+    gapMs: gapOf(aimed.kills),
+    ...totals,
+    verified,
+    memory: { before: before.memory, after: after.memory },
   };
 }
 
-function roundsOf(container: RunningContainer): number {
-  return container.output.split('round\n').length - 1;
+/** @param check Looks whether all is well with those who read. */
+async function killInRounds(
+  aimed: AimedKills,
+  churn: Churn,
+  options: SoakOptions,
+  signal: AbortSignal,
+  check: () => void,
+): Promise<void> {
+  const shoot = async (aim: Aim): Promise<void> => {
+    await aimed.shoot(aim, signal);
+    check();
+  };
+  while (aimed.kills.length < options.kills) {
+    await sleep(options.pauseMs(), undefined, { signal });
+    await dropCaches(signal);
+    await aimed.anything(signal);
+    await shoot(await churn.pullAim(signal));
+    await churn.pulled(signal);
+    await churn.removed(signal);
+    await shoot(await churn.mountAim(signal));
+    await churn.pulled(signal);
+    await shoot(await churn.readAim(signal));
+    await aimed.takeOver(signal);
+    await shoot(await churn.commitAim(signal));
+    await aimed.reload(signal);
+    await shoot(await churn.evictionAim(signal));
+    await churn.removed(signal);
+    check();
+  }
 }
 
-/** Lines as sha256sum takes them; names that it would have to escape are left out. */
-function digestLines(tree: ReadonlyMap<string, TreeEntry>): string[] {
-  return [...tree.values()]
-    .filter((entry) => !TOC_FILES.has(entry.path))
-    .filter((entry) => entry.sha256 !== undefined && /^[\x20-\x5b\x5d-\x7e]+$/.test(entry.path))
-    .map((entry) => `${entry.sha256}  ${entry.path}`);
+/** What a round does, without a kill. */
+async function quietRound(churn: Churn, times: OperationTimes, signal: AbortSignal): Promise<void> {
+  await times.measure(await churn.mountAim(signal));
+  await churn.pulled(signal);
+  await times.measure(await churn.readAim(signal));
+  await times.measure(await churn.commitAim(signal));
+  await times.measure(await churn.evictionAim(signal));
 }
 
-class RandomReader implements AsyncDisposable {
-  reads = 0;
-  bytes = 0;
-  longestReadMs = 0;
-  readonly #child: ReturnType<typeof spawn>;
-  readonly #forget: () => void;
-  #errors = '';
-  #ended = false;
+async function measureReload(kindling: TestKindling, times: OperationTimes, signal: AbortSignal): Promise<void> {
+  const old = await kindling.agentPid();
+  const bounded = AbortSignal.any([signal, AbortSignal.timeout(60_000)]);
+  const begin = async (): Promise<void> => {
+    await kindling.client.reload(bounded);
+    while ((await kindling.agentPids()).includes(old ?? 0)) await sleep(2, undefined, { signal: bounded });
+    await kindling.untilServing(old, bounded);
+  };
+  await times.measure({ kind: 'reload', begin });
+}
 
-  private constructor(child: ReturnType<typeof spawn>) {
-    this.#child = child;
-    this.#forget = disposeOnInterrupt(this);
+/** Waits until the agent has let go of everything that nobody needs any more. */
+async function untilEmpty(node: TestNode, churn: Churn, signal: AbortSignal): Promise<void> {
+  const bounded = AbortSignal.any([signal, AbortSignal.timeout(60_000)]);
+  for (;;) {
+    await churn.collect(signal);
+    const { layersOnDisk, snapshots, snapshotFolders, temporary } = await residueOf(node, signal);
+    const left = [...layersOnDisk, ...snapshots, ...snapshotFolders, ...temporary];
+    if (left.length === 0) return;
+    if (bounded.aborted) throw new Error(`Never let go of: ${left.join(', ')}\n${node.kindling.log.slice(-4_000)}`);
+    await sleep(200, undefined, { signal });
   }
+}
 
-  static start(root: string, seed: number, lines: readonly string[]): RandomReader {
-    const child = spawn(
-      process.execPath,
-      ['--disable-warning=ExperimentalWarning', join(import.meta.dirname, 'random-reader.ts'), root, String(seed)],
-      { stdio: ['pipe', 'pipe', 'pipe'] },
-    );
-    const reader = new RandomReader(child);
-    child.stdin.end(`${lines.join('\n')}\n\n`);
-    createInterface({ input: child.stdout }).on('line', (line) => {
-      const said = JSON.parse(line) as { reads: number; bytes: number; longestMs: number };
-      reader.reads = said.reads;
-      reader.bytes = said.bytes;
-      reader.longestReadMs = said.longestMs;
-    });
-    child.stderr.setEncoding('utf8').on('data', (text: string) => (reader.#errors += text));
-    child.once('exit', () => (reader.#ended = true));
-    return reader;
+/** Ends the node as an operator does, with nothing that could hold it, and starts it again: it must have forgotten everything. */
+async function restartEmpty(node: TestNode, signal: AbortSignal): Promise<void> {
+  const { kindling } = node;
+  await kindling.stop();
+  if (kindling.keeperEvents.some(({ message }) => message.startsWith('Containers depend on the session'))) {
+    throw new Error('The keeper waited for containers although there are none');
   }
+  await node.startKindlingAgain(signal);
+  const { layersOnDisk, layersKnown, snapshots } = await residueOf(node, signal);
+  const left = [...layersOnDisk, ...layersKnown, ...snapshots];
+  if (left.length > 0) throw new Error(`Still there after a restart: ${left.join(', ')}`);
+}
 
-  /** @throws Error when it has ended, which it does only at an error or a wrong byte */
-  check(): void {
-    if (this.#ended) throw new Error(`The reader ended: ${this.#errors.slice(-2_000)}`);
-  }
+/** @throws Error when a span is not what its index says */
+async function verifyLayers(dataDir: string, signal: AbortSignal): Promise<SoakResult['verified']> {
+  const main = join(import.meta.dirname, 'verify-layers-main.ts');
+  const text = await runTool(process.execPath, ['--disable-warning=ExperimentalWarning', main, dataDir], signal);
+  const { problems, ...sums } = JSON.parse(text) as SoakResult['verified'] & { problems: string[] };
+  if (problems.length > 0) throw new Error(`Resident, but not right:\n  ${problems.join('\n  ')}`);
+  return sums;
+}
 
-  async [Symbol.asyncDispose](): Promise<void> {
-    this.#forget();
-    if (this.#ended) return;
-    const ended = new Promise<void>((resolve) => this.#child.once('exit', () => resolve()));
-    this.#child.kill('SIGKILL');
-    await ended;
-  }
+function figuresOf(kind: KillKind, kills: readonly Kill[]): KindFigures {
+  const own = kills.filter((kill) => kill.kind === kind);
+  return { kind, kills: own.length, inside: own.filter(({ inside }) => inside).length, gapMs: gapOf(own) };
+}
+
+function gapOf(kills: readonly Kill[]): Gap | undefined {
+  const gaps = kills
+    .map(({ gapMs }) => gapMs)
+    .filter((ms) => ms !== undefined)
+    .sort((a, b) => a - b);
+  const at = (share: number): number =>
+    Math.round(gaps[Math.min(gaps.length - 1, Math.floor(gaps.length * share))] ?? 0);
+  return gaps.length === 0 ? undefined : { median: at(0.5), p95: at(0.95), longest: at(1) };
 }

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
-import { mkdtemp, rm } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { after, test } from 'node:test';
 import { sha256 } from '#shared/digest/digest.ts';
 import type { MountInfo } from '../mounts/mount-table.ts';
@@ -61,6 +61,7 @@ test('a layer is mounted once for all who ask, on top when its source changes, a
   await Promise.all([mounts.unmount(a, never), mounts.unmount(a, never)]);
   assert.deepEqual(mounter.table, []);
   assert.equal(mounts.sourceOf(a), undefined);
+  assert.deepEqual(await readdir(folder), [], 'the mount point is gone');
   assert.equal(await mounts.mount(a, '/fuse/a.img', never), path);
 });
 
@@ -71,11 +72,17 @@ test('the next agent finds the mounts of the last one, and takes away those of l
   await last.mount(a, '/disk/a/image', never);
   await last.mount(gone, '/fuse/gone.img', never);
   await last.mount(b, '/fuse/b.img', never);
+  // Killed between making a mount point and mounting.
+  await mkdir(join(folder, '0123456789abcdef'));
   const next = new LayerMounts(folder, mounter);
   assert.deepEqual(await next.recover([a, b], never), [last.pathOf(gone)]);
   assert.equal(next.sourceOf(a), '/disk/a/image');
   assert.equal(next.sourceOf(b), '/fuse/b.img');
   assert.equal(next.count, 2);
+  assert.deepEqual(
+    (await readdir(folder)).sort(),
+    [last.pathOf(a), last.pathOf(b)].map((path) => basename(path)).sort(),
+  );
   await next.unmount(a, never);
   assert.deepEqual(
     mounter.table.map(([source]) => source),

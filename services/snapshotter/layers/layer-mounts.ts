@@ -1,4 +1,4 @@
-import { mkdir } from 'node:fs/promises';
+import { mkdir, readdir, rmdir } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { hexOf, type Digest } from '#shared/digest/digest.ts';
 import { backingFile } from '../mounts/mount-table.ts';
@@ -6,6 +6,8 @@ import type { Mounter } from '../mounts/mounter.ts';
 
 /** Hex digits of a mount's name: overlayfs takes all its layers' paths in one page, so they must be short. */
 const NAME_DIGITS = 16;
+/** Mounts below those that are known: of agents that were killed within mount(2), one for each at most. */
+const MAX_UNKNOWN = 8;
 
 interface Mounted {
   /** From bottom to top. */
@@ -40,7 +42,7 @@ export class LayerMounts {
     return this.#mounted.size;
   }
 
-  /** Finds the mounts that an earlier process has left. Mounts of layers that nobody knows are taken away. */
+  /** Finds the mounts that an earlier process has left. Those of layers that nobody knows are taken away, and unused mount points. */
   async recover(layers: readonly Digest[], signal: AbortSignal): Promise<readonly string[]> {
     await mkdir(this.#folder, { recursive: true, mode: 0o711 });
     const byName = new Map(layers.map((layer) => [basename(this.pathOf(layer)), layer]));
@@ -55,6 +57,10 @@ export class LayerMounts {
       this.#mounted.set(layer, { sources: [...(this.#mounted.get(layer)?.sources ?? []), await backingFile(mount)] });
     }
     for (const target of strangers.toReversed()) await this.#mounter.unmount(target, { lazy: true }, signal);
+    const used = new Set(Array.from(this.#mounted.keys(), (layer) => basename(this.pathOf(layer))));
+    for (const name of await readdir(this.#folder)) {
+      if (!used.has(name)) await this.#removePoint(join(this.#folder, name), signal);
+    }
     return strangers;
   }
 
@@ -81,7 +87,23 @@ export class LayerMounts {
         this.#mounted.set(layer, { sources: mounted.sources.slice(0, left - 1) });
       }
       this.#mounted.delete(layer);
+      await this.#removePoint(this.pathOf(layer), signal);
     });
+  }
+
+  /** Removes a mount point, with mounts on it that came about after an agent was killed within mount(2), when we had looked already. */
+  async #removePoint(target: string, signal: AbortSignal): Promise<void> {
+    for (let unknown = 0; unknown <= MAX_UNKNOWN; unknown++) {
+      try {
+        await rmdir(target);
+        return;
+      } catch (error) {
+        if (!(error instanceof Error && 'code' in error)) throw error;
+        // Somebody else's files in it, or gone: nothing of ours is there.
+        if (error.code !== 'EBUSY') return;
+        await this.#mounter.unmount(target, { lazy: true }, signal);
+      }
+    }
   }
 
   #inTurn<T>(layer: Digest, work: () => Promise<T>): Promise<T> {

@@ -248,6 +248,11 @@ export class LayerStore implements LayerFiles, LayerProvider {
     await this.#evictor.keepQuota();
   }
 
+  /** For what a crash left undone; releases and new layers keep the quota by themselves. */
+  async keepQuota(): Promise<void> {
+    await this.#evictor.keepQuota();
+  }
+
   // For peers, control and status
 
   get layers(): ReadonlyMap<Digest, Layer> {
