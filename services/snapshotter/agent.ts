@@ -6,6 +6,7 @@ import { SettingsError } from '#shared/config/settings.ts';
 import { ClusterIndexes } from '#shared/indexes/cluster-indexes.ts';
 import type { IndexSource } from '#shared/indexes/index-source.ts';
 import { RegistryIndexes } from '#shared/indexes/registry-indexes.ts';
+import { SociIndexes } from '#shared/indexes/soci-indexes.ts';
 import { AllowedRepositories } from '#shared/registry/allowed-repositories.ts';
 import { openRegistryClient } from '#shared/registry/open-registry.ts';
 import { createMetrics } from '#shared/telemetry/metrics.ts';
@@ -72,6 +73,8 @@ export async function runAgent(
   const statistics = new LayerStatistics({ metrics, logger });
   const workers = new WorkerPool({ size: values.workers });
   closing.defer(() => workers.close());
+  // Readers wait for what is not here: a thread comes up while this one goes on.
+  if (first !== undefined) workers.warm(1);
   const mounts = new LayerMounts(join(dataDir, 'm'), createMounter());
   const fuseDir = link?.fuse?.directory ?? fuseDirOf(dataDir);
   const registrySource = new StreamSource(new RegistrySource(registry), registry);
@@ -88,6 +91,7 @@ export async function runAgent(
       ...(bus === undefined && embedded === undefined ? [] : [clusterIndexes]),
       ...(trusted.isEmpty ? [] : [new RegistryIndexes(registry, trusted)]),
     ],
+    ztocs: trusted.isEmpty ? undefined : new SociIndexes(registry, trusted),
     streamed: new BlobStreamer({ registry, keepIndex: values.natsUrl !== undefined }),
     publishIndex: async (layer, index, ends) => {
       if (values.natsUrl !== undefined && bus !== undefined) await new ClusterIndexes(bus).publish(layer, index, ends);
@@ -143,7 +147,7 @@ export async function runAgent(
     },
     'Ready',
   );
-  // Only now: what takes over from a killed agent has readers waiting, and needs the processor for itself.
+  // Only now: what takes over from a killed agent needs the processor for itself.
   workers.warm(2);
   await services.run(signal);
   logger.info('Closing');

@@ -1,5 +1,3 @@
-import { setFlagsFromString } from 'node:v8';
-import { runInNewContext } from 'node:vm';
 import koffi from 'koffi';
 import type { Logger } from '#shared/telemetry/logger.ts';
 
@@ -12,7 +10,6 @@ const CHECK_MS = 5_000;
  */
 export class MemoryTrimmer {
   readonly #activity: () => number;
-  readonly #collect: () => void;
   readonly #trim: (pad: number) => number;
   readonly #logger: Logger;
   readonly #timer: NodeJS.Timeout;
@@ -23,8 +20,6 @@ export class MemoryTrimmer {
   constructor(activity: () => number, logger: Logger) {
     this.#logger = logger;
     this.#activity = activity;
-    setFlagsFromString('--expose-gc');
-    this.#collect = runInNewContext('gc') as () => void;
     this.#trim = koffi.load('libc.so.6').func('int malloc_trim(size_t pad)') as (pad: number) => number;
     this.#timer = setInterval(() => this.#check(), CHECK_MS).unref();
   }
@@ -42,7 +37,8 @@ export class MemoryTrimmer {
     }
     if (this.#trimmed) return;
     this.#trimmed = true;
-    this.#collect();
+    // Also what is only kept in case it is wanted again, and the gaps between what is kept. Exposed by AGENT_FLAGS.
+    void globalThis.gc?.({ type: 'major', execution: 'sync', flavor: 'last-resort' });
     this.#trim(0);
     this.#logger.debug({ memory: process.memoryUsage() }, 'Gave memory back');
   }

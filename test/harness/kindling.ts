@@ -1,7 +1,7 @@
 import { mkdir, readFile, readdir } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { takesEvents } from '#services/cli/embedded-services.ts';
-import { keeperCommand } from '#services/snapshotter/keeper/keeper-arguments.ts';
+import { AGENT_FLAGS, keeperCommand } from '#services/snapshotter/keeper/keeper-arguments.ts';
 import { ControlClient } from '#shared/control/control-client.ts';
 import type { PullEvent } from '#shared/control/control-protocol.ts';
 import { disposeOnInterrupt } from './interrupt.ts';
@@ -207,11 +207,7 @@ async function startKeeper(
         mount: `${data}/fuse`,
         data,
         socket,
-        agent: [
-          '--disable-warning=ExperimentalWarning',
-          '--max-semi-space-size=4',
-          takesEvents(options.env ?? {}) ? EMBEDDED : AGENT,
-        ],
+        agent: [...AGENT_FLAGS, takesEvents(options.env ?? {}) ? EMBEDDED : AGENT],
       }),
       env: {
         // As the command `kindling` does: compiled modules are kept between starts.

@@ -1,7 +1,7 @@
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { Command, Option } from 'commander';
-import { keeperCommand, keeperEnvironment } from '#services/snapshotter/keeper/keeper-arguments.ts';
+import { AGENT_FLAGS, keeperCommand, keeperEnvironment } from '#services/snapshotter/keeper/keeper-arguments.ts';
 import { SETTINGS } from '#services/snapshotter/config.ts';
 import { fuseDirOf } from '#services/snapshotter/data-folder.ts';
 import { loadSettings } from '#shared/config/settings.ts';
@@ -16,8 +16,6 @@ interface Flags {
 }
 
 const CODE = fileURLToPath(new URL('../../..', import.meta.url));
-/** A heap of this size keeps young objects short-lived; V8's default would let the agent grow by some 30 MiB. */
-const AGENT_FLAGS = ['--disable-warning=ExperimentalWarning', '--max-semi-space-size=4'];
 
 export function command(): Command {
   return new Command('up')
