@@ -91,7 +91,7 @@ export class ImageIndexer {
     const distinct = new Map<string, ImageLayer>();
     for (const { layers } of images) for (const layer of layers) distinct.set(layer.digest, layer);
     const settled = await Promise.allSettled(
-      [...distinct.values()].map((layer) => this.#deps.layers.index(reference.repository, layer, signal)),
+      [...distinct.values()].map((layer) => this.#deps.layers.index(reference, layer, signal)),
     );
     // All are tried before one failure is told: the next attempt finds the others done.
     for (const result of settled) if (result.status === 'rejected') throw asRejection(result.reason);

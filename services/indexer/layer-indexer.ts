@@ -5,6 +5,7 @@ import type { IndexedLayer } from '#shared/events/image-events.ts';
 import type { ClusterIndexes } from '#shared/indexes/cluster-indexes.ts';
 import { decodeLayerIndex } from '#shared/layer/index-codec.ts';
 import { LayerError } from '#shared/layer/layer-index.ts';
+import type { Reference } from '#shared/registry/reference.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
 import type { ImageLayer } from './image-layers.ts';
 import type { BuildIndex } from './index-build.ts';
@@ -27,6 +28,9 @@ export interface LayerIndexerDeps {
   readonly logger: Logger;
 }
 
+/** Where a layer's blob is, and what may lie beside the image that it is indexed for. */
+export type ImageName = Pick<Reference, 'repository' | 'tag'>;
+
 /** Sees to it that the cluster has a layer's index; of all indexers one builds it. */
 export class LayerIndexer {
   readonly #deps: LayerIndexerDeps;
@@ -36,7 +40,7 @@ export class LayerIndexer {
   }
 
   /** @throws RegistryError, BusError, LayerError `digest-mismatch`: another attempt may go better */
-  async index(repository: string, layer: ImageLayer, signal: AbortSignal): Promise<IndexedLayer> {
+  async index(image: ImageName, layer: ImageLayer, signal: AbortSignal): Promise<IndexedLayer> {
     const { indexes, claims, slots } = this.#deps;
     const until = performance.now() + WAIT_MS;
     for (let look = LOOK_MS; ; look = Math.min(MAX_LOOK_MS, look * 2)) {
@@ -50,7 +54,7 @@ export class LayerIndexer {
         // Between the look and the claim another may have finished it.
         if (await indexes.has(layer.digest, signal)) return undefined;
         // A claim that is lost does not end the work: at worst two publish the same bytes.
-        return await this.#build(repository, layer, signal);
+        return await this.#build(image, layer, signal);
       });
       if (built) return built;
       if (await indexes.has(layer.digest, signal)) continue;
@@ -78,11 +82,11 @@ export class LayerIndexer {
     return { layer: layer.digest, sizeBytes: layer.size, state: 'indexed' };
   }
 
-  async #build(repository: string, layer: ImageLayer, signal: AbortSignal): Promise<IndexedLayer> {
+  async #build({ repository, tag }: ImageName, layer: ImageLayer, signal: AbortSignal): Promise<IndexedLayer> {
     const { indexes, metrics, logger } = this.#deps;
     const started = performance.now();
     try {
-      const built = await this.#deps.build(repository, layer, { diffId: layer.diffId }, signal);
+      const built = await this.#deps.build(repository, layer, { diffId: layer.diffId, tag }, signal);
       await indexes.publish(layer.digest, built.bytes, signal);
       const seconds = (performance.now() - started) / 1000;
       metrics.layers.inc({ outcome: 'built' });

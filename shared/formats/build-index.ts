@@ -3,7 +3,13 @@ import { LayerError, type LayerIndex } from '#shared/layer/layer-index.ts';
 import type { PayloadSink } from './stream/stream-digester.ts';
 import { StreamIndexer } from './stream/stream-indexer.ts';
 import { indexFromToc } from './toc/index-from-toc.ts';
-import { TAIL_BYTES, TOC_DIGEST_ANNOTATION, tocFromTail, ZSTD_CHUNKED_CHECKSUM_ANNOTATIONS } from './toc/toc-tail.ts';
+import {
+  TAIL_BYTES,
+  TOC_DIGEST_ANNOTATION,
+  tocFromOutside,
+  tocFromTail,
+  ZSTD_CHUNKED_CHECKSUM_ANNOTATIONS,
+} from './toc/toc-tail.ts';
 
 /** Where the bytes of one blob come from. Both reject when `signal` aborts. */
 export interface BlobSource {
@@ -11,6 +17,8 @@ export interface BlobSource {
   range(start: number, end: number, signal: AbortSignal): Promise<Uint8Array>;
   /** All of them, in order. */
   stream(signal: AbortSignal): AsyncIterable<Uint8Array>;
+  /** The TOC of an eStargz blob that has it outside of itself; undefined where there is none. */
+  externalToc?(signal: AbortSignal): Promise<Uint8Array | undefined>;
 }
 
 /** The part of an OCI descriptor that matters here. */
@@ -44,7 +52,7 @@ export function isSeekable(index: Pick<LayerIndex, 'spans'>): boolean {
 }
 
 /**
- * The index of a layer: from its TOC with one or two range requests where it has one, else from one pass over the blob.
+ * The index of a layer: from its TOC with one or two range requests where it has one (external ones too), else from one pass over the blob.
  *
  * @throws LayerError when the layer must not be used; errors of the source come through.
  */
@@ -76,9 +84,13 @@ export async function buildLayerIndex(
   return await indexer.finish();
 }
 
-/** undefined where the blob has no TOC that can be used, though its descriptor said so. */
-async function indexByToc(
-  source: BlobSource,
+/**
+ * The index of a layer whose descriptor announces a TOC, from that. undefined where there is none that can be used.
+ *
+ * @throws LayerError when the TOC is not what the descriptor promises; errors of the source come through.
+ */
+export async function indexByToc(
+  source: Pick<BlobSource, 'range' | 'externalToc'>,
   descriptor: BlobDescriptor,
   signal: AbortSignal,
 ): Promise<LayerIndex | undefined> {
@@ -98,8 +110,14 @@ async function indexByToc(
       from = found.from;
       continue;
     }
+    const outside = found.kind === 'external' ? await source.externalToc?.(signal) : undefined;
+    const toc =
+      found.kind === 'toc'
+        ? found
+        : outside && tocFromOutside(outside, found.dataEnd, { blobSize, layer, annotations });
+    if (toc === undefined) return undefined;
     try {
-      return indexFromToc({ ...found, layer, blobSize });
+      return indexFromToc({ ...toc, layer, blobSize });
     } catch (error) {
       // Legacy stargz has chunks without digests: only the whole blob vouches for them.
       if (error instanceof LayerError && error.code === 'unsupported') return undefined;

@@ -2,6 +2,8 @@ import type { Digest } from '#shared/digest/digest.ts';
 import type { AllowedRepositories } from '#shared/registry/allowed-repositories.ts';
 import type { Descriptor } from '#shared/registry/manifest.ts';
 import type { RegistryClient } from '#shared/registry/registry-client.ts';
+import { referenceTo } from '#shared/registry/reference.ts';
+import { BlobsOfImages, type LayerBlobs } from './blobs-of-images.ts';
 import type { IndexRequest, IndexSource } from './index-source.ts';
 
 /** Type of the artifact that refers to an image manifest, and of each of its blobs: one encoded index per layer. */
@@ -14,9 +16,6 @@ const LIMITS = {
   artifacts: 4,
   /** Bytes of one index. */
   indexBytes: 256 * 1024 * 1024,
-  /** Images whose artifacts are remembered, and for how long: all layers of an image ask within moments. */
-  remembered: 256,
-  rememberedMs: 60_000,
 } as const;
 
 type Client = Pick<RegistryClient, 'referrers' | 'manifest' | 'blob' | 'putArtifact'>;
@@ -30,22 +29,18 @@ type Client = Pick<RegistryClient, 'referrers' | 'manifest' | 'blob' | 'putArtif
 export class RegistryIndexes implements IndexSource {
   readonly #client: Client;
   readonly #trusted: AllowedRepositories;
-  readonly #now: () => number;
-  readonly #known = new Map<
-    string,
-    { readonly at: number; readonly blobs: Promise<ReadonlyMap<string, Descriptor>> }
-  >();
+  readonly #found: BlobsOfImages;
 
-  constructor(client: Client, trusted: AllowedRepositories, now: () => number = Date.now) {
+  constructor(client: Client, trusted: AllowedRepositories, now?: () => number) {
     this.#client = client;
     this.#trusted = trusted;
-    this.#now = now;
+    this.#found = new BlobsOfImages((...image) => this.#look(...image), now);
   }
 
   async find(request: IndexRequest, signal: AbortSignal): Promise<Uint8Array | undefined> {
     const { repository, manifest, layer } = request;
     if (manifest === undefined || !this.#trusted.allows(repository)) return undefined;
-    const blob = (await this.#blobsOf(repository, manifest)).get(layer);
+    const blob = (await this.#found.get(repository, manifest)).get(layer);
     if (blob === undefined) return undefined;
     return await this.#client.blob(repository, blob, signal, { maxBytes: LIMITS.indexBytes });
   }
@@ -72,34 +67,16 @@ export class RegistryIndexes implements IndexSource {
       },
       signal,
     );
-    this.#known.delete(keyOf(repository, subject.digest));
+    this.#found.forget(repository, subject.digest);
     return true;
   }
 
-  #blobsOf(repository: string, manifest: Digest): Promise<ReadonlyMap<string, Descriptor>> {
-    const key = keyOf(repository, manifest);
-    const known = this.#known.get(key);
-    if (known && this.#now() - known.at < LIMITS.rememberedMs) return known.blobs;
-    // Shared by all who wait: nobody's own signal may end it. The client's bounds do.
-    const blobs = this.#look(repository, manifest, new AbortController().signal);
-    blobs.catch(() => this.#known.delete(key));
-    for (const oldest of this.#known.keys()) {
-      if (this.#known.size < LIMITS.remembered) break;
-      this.#known.delete(oldest);
-    }
-    this.#known.delete(key);
-    this.#known.set(key, { at: this.#now(), blobs });
-    return blobs;
-  }
-
-  async #look(repository: string, subject: Digest, signal: AbortSignal): Promise<ReadonlyMap<string, Descriptor>> {
+  async #look(repository: string, subject: Digest, signal: AbortSignal): Promise<LayerBlobs> {
     const found = new Map<string, Descriptor>();
     const artifacts = await this.#client.referrers(repository, subject, INDEX_ARTIFACT_TYPE, signal);
     // The newest stand last; a later one replaces.
     for (const { digest } of artifacts.slice(-LIMITS.artifacts)) {
-      const [host, ...path] = repository.split('/');
-      const reference = { host: host ?? '', path: path.join('/'), repository, tag: undefined, digest };
-      const { parsed } = await this.#client.manifest(reference, signal);
+      const { parsed } = await this.#client.manifest(referenceTo(repository, digest), signal);
       if (parsed.kind !== 'image' || parsed.artifactType !== INDEX_ARTIFACT_TYPE || parsed.subject?.digest !== subject)
         continue;
       for (const blob of parsed.layers) {
@@ -109,8 +86,4 @@ export class RegistryIndexes implements IndexSource {
     }
     return found;
   }
-}
-
-function keyOf(repository: string, manifest: Digest): string {
-  return `${repository}@${manifest}`;
 }

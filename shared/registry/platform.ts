@@ -28,7 +28,8 @@ export function choosePlatform(manifests: readonly Descriptor[], wanted: Platfor
   let best: Descriptor | undefined;
   let bestRank = 0;
   for (const entry of manifests) {
-    if (entry.platform === undefined) continue;
+    // What is stored beside an image for its platform (a SOCI index) is none.
+    if (entry.platform === undefined || entry.artifactType !== undefined) continue;
     const rank = rankOf(normalise(entry.platform), target);
     if (rank > bestRank) {
       best = entry;

@@ -87,6 +87,12 @@ export function parseRepository(name: RepositoryName): { readonly host: string; 
   return splitRepository(name, JSON.stringify(name.slice(0, 120)));
 }
 
+/** What a digest names in a repository. */
+export function referenceTo(repository: RepositoryName, digest: Digest): Reference {
+  const slash = repository.indexOf('/');
+  return { host: repository.slice(0, slash), path: repository.slice(slash + 1), repository, tag: undefined, digest };
+}
+
 /** As one writes it: `host/path[:tag][@digest]`. */
 export function formatReference(reference: Pick<Reference, 'repository' | 'tag' | 'digest'>): string {
   const tag = reference.tag === undefined ? '' : `:${reference.tag}`;

@@ -9,7 +9,7 @@ import { LayerError } from '#shared/layer/layer-index.ts';
 import { AllowedRepositories } from '#shared/registry/allowed-repositories.ts';
 import type { Descriptor } from '#shared/registry/manifest.ts';
 import { hostPlatform, parsePlatform } from '#shared/registry/platform.ts';
-import { formatReference, parseReference } from '#shared/registry/reference.ts';
+import { formatReference, parseReference, type Reference } from '#shared/registry/reference.ts';
 import type { RegistryClient } from '#shared/registry/registry-client.ts';
 import { byteText } from '../byte-text.ts';
 import { clusterAccess } from '../cluster-access.ts';
@@ -66,7 +66,7 @@ async function index(image: string, flags: Flags, signal: AbortSignal): Promise<
   const reports: IndexedLayer[] = [];
   for (const [number, layer] of layers.entries()) {
     const what = `layer ${number + 1} of ${layers.length}, ${layer.digest.slice(7, 19)}`;
-    const { report, bytes } = await indexLayer(client, reference.repository, layer, what, signal);
+    const { report, bytes } = await indexLayer(client, reference, layer, what, signal);
     reports.push(report);
     if (!bytes) continue;
     built.push({ layer: layer.digest, bytes });
@@ -91,7 +91,7 @@ async function index(image: string, flags: Flags, signal: AbortSignal): Promise<
 
 async function indexLayer(
   client: RegistryClient,
-  repository: string,
+  { repository, tag }: Reference,
   layer: Descriptor,
   what: string,
   signal: AbortSignal,
@@ -102,7 +102,7 @@ async function indexLayer(
   const common = () => ({ layer: layer.digest, sizeBytes: layer.size, elapsedMs: performance.now() - started });
   try {
     const onProgress = (read: number) => bar.show(read, layer.size, `${what}, ${byteText(layer.size)}`);
-    const { bytes, index } = await buildFromRegistry(client, repository, layer, { onProgress }, signal);
+    const { bytes, index } = await buildFromRegistry(client, repository, layer, { onProgress, tag }, signal);
     return { bytes, report: { ...common(), ...summaryOf(index), indexBytes: bytes.length } };
   } catch (error) {
     // A blob that is not what it claims to be is no answer, it is a failure.

@@ -2,16 +2,18 @@ import { createReadStream } from 'node:fs';
 import { open, readFile, stat } from 'node:fs/promises';
 import { Command } from 'commander';
 import { digestOfHex } from '#shared/digest/digest.ts';
-import { announcesToc, buildLayerIndex } from '#shared/formats/build-index.ts';
-import { buildFromRegistry } from '#shared/indexes/build-from-registry.ts';
+import { buildLayerIndex } from '#shared/formats/build-index.ts';
+import { indexFromZtoc } from '#shared/formats/soci/index-from-ztoc.ts';
+import { readTocFromRegistry } from '#shared/indexes/build-from-registry.ts';
 import { ClusterIndexes } from '#shared/indexes/cluster-indexes.ts';
 import { RegistryIndexes } from '#shared/indexes/registry-indexes.ts';
+import { SociIndexes } from '#shared/indexes/soci-indexes.ts';
 import { decodeLayerIndex } from '#shared/layer/index-codec.ts';
 import { LayerError, type LayerIndex } from '#shared/layer/layer-index.ts';
 import { AllowedRepositories } from '#shared/registry/allowed-repositories.ts';
 import { type Descriptor, MEDIA_TYPES } from '#shared/registry/manifest.ts';
 import { formatPlatform, hostPlatform, parsePlatform } from '#shared/registry/platform.ts';
-import { parseReference } from '#shared/registry/reference.ts';
+import { parseReference, type Reference } from '#shared/registry/reference.ts';
 import type { FetchedImage, RegistryClient } from '#shared/registry/registry-client.ts';
 import { byteText } from '../byte-text.ts';
 import { clusterAccess } from '../cluster-access.ts';
@@ -31,8 +33,11 @@ interface LayerReport extends Partial<IndexSummary> {
   readonly mediaType: string;
   readonly sizeBytes: number;
   readonly format: string;
-  /** Where its index comes from: its own table of contents, the cluster, the registry, this file; `none` = it has to be built first. */
-  readonly index: 'toc' | 'cluster' | 'registry' | 'file' | 'none';
+  /**
+   * Where its index comes from: its own table of contents, the cluster, the registry, a SOCI index in the registry, this file; `none` = it
+   * has to be built first.
+   */
+  readonly index: 'toc' | 'cluster' | 'registry' | 'soci' | 'file' | 'none';
   /** What will happen at the first start, and why. */
   readonly lazy: string;
 }
@@ -73,11 +78,13 @@ async function inspectImage(image: string, flags: Flags, signal: AbortSignal): P
       ? found.index.parsed.manifests.flatMap((entry) => (entry.platform ? [formatPlatform(entry.platform)] : []))
       : [];
   // Only looked at here, not used: whether an agent believes them is its own setting.
-  const pushed = new RegistryIndexes(client, new AllowedRepositories(['*']));
+  const every = new AllowedRepositories(['*']);
+  const pushed = new RegistryIndexes(client, every);
+  const soci = new SociIndexes(client, every);
   const cluster = bus && new ClusterIndexes(bus);
   const layers: LayerReport[] = [];
   for (const layer of found.parsed.layers) {
-    layers.push(await reportOf(layer, found, { client, repository: reference.repository, cluster, pushed }, signal));
+    layers.push(await reportOf(layer, found, { client, reference, cluster, pushed, soci }, signal));
   }
   const report = {
     repository: reference.repository,
@@ -101,9 +108,10 @@ async function inspectImage(image: string, flags: Flags, signal: AbortSignal): P
 
 interface Places {
   readonly client: RegistryClient;
-  readonly repository: string;
+  readonly reference: Reference;
   readonly cluster: ClusterIndexes | undefined;
   readonly pushed: RegistryIndexes;
+  readonly soci: SociIndexes;
 }
 
 async function reportOf(
@@ -112,8 +120,10 @@ async function reportOf(
   places: Places,
   signal: AbortSignal,
 ): Promise<LayerReport> {
-  const { client, repository, cluster, pushed } = places;
+  const { client, cluster, pushed, soci } = places;
+  const { repository } = places.reference;
   const { digest, mediaType, size: sizeBytes, annotations = {} } = layer;
+  const manifest = image.descriptor.digest;
   const base = { digest, mediaType, sizeBytes };
   const described = (index: LayerIndex, from: LayerReport['index'], lazy: string): LayerReport => ({
     ...base,
@@ -122,11 +132,9 @@ async function reportOf(
     lazy,
   });
   try {
-    if (announcesToc(layer)) {
-      const { index } = await buildFromRegistry(client, repository, layer, {}, signal);
-      return described(index, 'toc', 'yes, as it is');
-    }
-    const request = { layer: digest, repository, manifest: image.descriptor.digest, annotations };
+    const byToc = await readTocFromRegistry(client, places.reference, layer, signal);
+    if (byToc) return described(byToc, 'toc', 'yes, as it is');
+    const request = { layer: digest, repository, manifest, annotations };
     const shared = await cluster?.find(request, signal);
     if (shared) return described(decodeLayerIndex(shared, digest), 'cluster', 'yes, index in the cluster');
     const beside = await pushed.find(request, signal);
@@ -140,6 +148,21 @@ async function reportOf(
     if (!(error instanceof LayerError)) throw error;
     return { ...base, format: formatOf(layer), index: 'none', lazy: `no: ${error.message}` };
   }
+  let unusable = '';
+  try {
+    const found = await soci.find({ layer: digest, sizeBytes, repository, manifest, annotations }, signal);
+    if (found) {
+      const index = indexFromZtoc({ ...found, layer: digest, blobSize: sizeBytes });
+      return described(
+        index,
+        'soci',
+        'yes, SOCI index in the registry (where agents trust it); not shared between nodes',
+      );
+    }
+  } catch (error) {
+    if (!(error instanceof LayerError)) throw error;
+    unusable = `; ${error.message}`;
+  }
   const format = formatOf(layer);
   const lazy =
     format === 'unknown'
@@ -147,7 +170,7 @@ async function reportOf(
       : format === 'zstd'
         ? 'once indexed, where it has several frames; read in one pass until then'
         : 'once indexed (kindling index); read in one pass until then';
-  return { ...base, format, index: 'none', lazy };
+  return { ...base, format, index: 'none', lazy: `${lazy}${unusable}` };
 }
 
 function formatOf({ mediaType }: Descriptor): string {

@@ -1,7 +1,9 @@
 import { mkdir, rm } from 'node:fs/promises';
 import type { Digest } from '#shared/digest/digest.ts';
 import { TOC_DIGEST_ANNOTATION, ZSTD_CHUNKED_CHECKSUM_ANNOTATIONS } from '#shared/formats/toc/toc-tail.ts';
-import type { IndexSource } from '#shared/indexes/index-source.ts';
+import { findExternalToc } from '#shared/indexes/external-toc.ts';
+import type { IndexRequest, IndexSource } from '#shared/indexes/index-source.ts';
+import type { ZtocSource } from '#shared/indexes/soci-indexes.ts';
 import type { Descriptor } from '#shared/registry/manifest.ts';
 import { hostPlatform } from '#shared/registry/platform.ts';
 import { formatReference, parseReference, type Reference } from '#shared/registry/reference.ts';
@@ -70,15 +72,19 @@ const MANIFEST_MS = 30_000;
 /** Bytes of a compressed TOC. */
 const MAX_TOC = 128 * 1024 * 1024;
 
+/** What a layer's bytes are asked from, and what may lie beside it. */
+export type BuilderRegistry = Pick<RegistryClient, 'tail' | 'platformManifest' | 'blob'>;
+
 /**
  * Makes a layer's folder: from an index that somebody has built, also where its spans come only one after the other; else from the
- * blob's own TOC with one range request, else from one pass over the whole blob.
+ * blob's own TOC with one range request (some more where it lies outside), else from a SOCI index beside the image, else from one pass over the whole blob.
  */
 export class LayerBuilder {
   readonly #directory: LayerDirectory;
   readonly #workers: Pick<WorkerPool, 'run'>;
-  readonly #registry: Pick<RegistryClient, 'tail' | 'platformManifest'>;
+  readonly #registry: BuilderRegistry;
   readonly #indexes: readonly IndexSource[];
+  readonly #ztocs: ZtocSource | undefined;
   readonly #streamed: StreamBuilder;
   readonly #logger: Logger;
   readonly #manifests = new Map<string, Promise<readonly Descriptor[]>>();
@@ -86,8 +92,9 @@ export class LayerBuilder {
   constructor(options: {
     readonly directory: LayerDirectory;
     readonly workers: Pick<WorkerPool, 'run'>;
-    readonly registry: Pick<RegistryClient, 'tail' | 'platformManifest'>;
+    readonly registry: BuilderRegistry;
     readonly indexes: readonly IndexSource[];
+    readonly ztocs?: ZtocSource | undefined;
     readonly streamed: StreamBuilder;
     readonly logger: Logger;
   }) {
@@ -95,6 +102,7 @@ export class LayerBuilder {
     this.#workers = options.workers;
     this.#registry = options.registry;
     this.#indexes = options.indexes;
+    this.#ztocs = options.ztocs;
     this.#streamed = options.streamed;
     this.#logger = options.logger;
   }
@@ -136,6 +144,8 @@ export class LayerBuilder {
       const built = await this.#buildFromToc(folder, resolved, signal);
       if (built !== undefined) return built;
     }
+    const bySoci = await this.#buildFromZtoc(folder, resolved, signal);
+    if (bySoci !== undefined) return bySoci;
     const { repository, sizeBytes, mediaType } = resolved;
     const built = await this.#streamed.build({ repository, layer, sizeBytes, mediaType }, folder, signal);
     return { built, downloadedBytes: sizeBytes, isNews: true };
@@ -147,16 +157,31 @@ export class LayerBuilder {
     await mkdir(folder, { mode: 0o700 });
   }
 
+  /** undefined where there is none that can be used; the layer can be read without. */
+  async #buildFromZtoc(folder: string, resolved: ResolvedRequest, signal: AbortSignal): Promise<Built | undefined> {
+    const { layer } = resolved.request;
+    try {
+      const found = await this.#ztocs?.find(indexRequest(resolved), signal);
+      if (found === undefined) return undefined;
+      const [ztoc, head] = [new Uint8Array(found.ztoc), new Uint8Array(found.head)];
+      const downloadedBytes = ztoc.length + head.length;
+      const built = await this.#workers.run(
+        { kind: 'build-ztoc', layer, folder, blobSize: resolved.sizeBytes, ztoc, head },
+        'prefetch',
+        [ztoc.buffer],
+      );
+      return { built, downloadedBytes };
+    } catch (error) {
+      signal.throwIfAborted();
+      this.#logger.warn({ layer, err: error }, 'Cannot use the SOCI index that was found');
+      await this.#clear(folder);
+      return undefined;
+    }
+  }
+
   async #findIndex(resolved: ResolvedRequest, signal: AbortSignal): Promise<Uint8Array | undefined> {
-    const { request, repository, sizeBytes, mediaType, annotations } = resolved;
-    const wanted = {
-      layer: request.layer,
-      sizeBytes,
-      mediaType,
-      repository,
-      annotations,
-      ...(request.manifest === undefined ? {} : { manifest: request.manifest }),
-    };
+    const { request } = resolved;
+    const wanted = indexRequest(resolved);
     for (const source of this.#indexes) {
       try {
         const index = await source.find(wanted, signal);
@@ -186,10 +211,36 @@ export class LayerBuilder {
       );
       if (answer.kind === 'built') return { built: answer.layer, downloadedBytes };
       if (answer.kind === 'no-toc') return undefined;
+      if (answer.kind === 'external') {
+        return await this.#buildFromOutside(folder, resolved, answer.dataEnd, downloadedBytes, signal);
+      }
       length = sizeBytes - answer.from;
       if (length > MAX_TOC) break;
     }
     throw new NotLazyError('refused', `Cannot use the TOC of ${layer}: its footer asks for more than ${MAX_TOC} bytes`);
+  }
+
+  /** undefined where the TOC is not beside the image: an image named by digest alone does not tell where that would be. */
+  async #buildFromOutside(
+    folder: string,
+    resolved: ResolvedRequest,
+    dataEnd: number,
+    tailBytes: number,
+    signal: AbortSignal,
+  ): Promise<Built | undefined> {
+    const { request, repository, sizeBytes: blobSize, annotations } = resolved;
+    const { layer } = request;
+    const { tag } = parseReference(request.imageReference);
+    const found = await findExternalToc(this.#registry, repository, tag, layer, signal);
+    if (found === undefined) return undefined;
+    const toc = new Uint8Array(found);
+    const downloadedBytes = tailBytes + toc.length;
+    const built = await this.#workers.run(
+      { kind: 'build-toc', layer, folder, blobSize, annotations, toc, dataEnd },
+      'prefetch',
+      [toc.buffer],
+    );
+    return built && { built, downloadedBytes };
   }
 
   /** Labels may lack the size and the annotations (CRI passes on only few): then the manifest says them. */
@@ -231,6 +282,11 @@ export class LayerBuilder {
     asked.then(() => setTimeout(forget, MANIFEST_MS).unref(), forget);
     return asked;
   }
+}
+
+function indexRequest({ request, repository, sizeBytes, mediaType, annotations }: ResolvedRequest): IndexRequest {
+  const { layer, manifest } = request;
+  return { layer, sizeBytes, mediaType, repository, annotations, ...(manifest === undefined ? {} : { manifest }) };
 }
 
 function tailLength(sizeBytes: number, annotations: Readonly<Record<string, string>>): number {

@@ -47,6 +47,11 @@ const schema = z.object({
 
 export type LayerRecord = z.infer<typeof schema>;
 
+/** Whether no other node can use the layer's spans: a SOCI index cuts others than an index of ours, and verifies no payload. */
+export function isOfNodeOnly(record: Pick<LayerRecord, 'format'>): boolean {
+  return record.format === 'soci';
+}
+
 /** Repositories remembered for a layer: enough to outlive one that goes, bounded because every image may name another. */
 export const MAX_REQUESTS = 8;
 

@@ -119,6 +119,7 @@ function setup(blobs: readonly FakeBlob[], options: Partial<LayerStoreOptions> &
     registry: {
       tail: () => Promise.reject(new Error('not asked for')),
       platformManifest: () => Promise.reject(new Error('not asked for')),
+      blob: () => Promise.reject(new Error('not asked for')),
     },
     indexes: [{ find: ({ layer }) => Promise.resolve(find(layer).index) }],
     streamed: new BlobStreamer({

@@ -15,6 +15,7 @@ import { FetchScheduler } from './fetch-scheduler.ts';
 import type { FetchLimits } from './fetch-pace.ts';
 import { Layer, type LayerContext } from './layer.ts';
 import type { IndexSource } from '#shared/indexes/index-source.ts';
+import type { ZtocSource } from '#shared/indexes/soci-indexes.ts';
 import { LayerBuilder, type StreamBuilder } from './layer-builder.ts';
 import { LayerDirectory } from './layer-directory.ts';
 import { LayerReadError } from './layer-error.ts';
@@ -32,6 +33,7 @@ export interface LayerStoreOptions {
   readonly workers: WorkerPool;
   readonly registry: ConstructorParameters<typeof LayerBuilder>[0]['registry'];
   readonly indexes: readonly IndexSource[];
+  readonly ztocs?: ZtocSource | undefined;
   readonly streamed: StreamBuilder;
   /** Tells other nodes of an index that was made here; undefined where there are none. */
   readonly publishIndex?: ((layer: Digest, index: Uint8Array, signal: AbortSignal) => Promise<void>) | undefined;

@@ -2,9 +2,10 @@ import { closeSync, openSync, readSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { parentPort, type MessagePort } from 'node:worker_threads';
 import { sha256, type Digest } from '#shared/digest/digest.ts';
+import { indexFromZtoc } from '#shared/formats/soci/index-from-ztoc.ts';
 import { SpanDecoder } from '#shared/formats/span-decoder.ts';
 import { indexFromToc } from '#shared/formats/toc/index-from-toc.ts';
-import { tocFromTail } from '#shared/formats/toc/toc-tail.ts';
+import { type FoundToc, tocFromOutside, tocFromTail } from '#shared/formats/toc/toc-tail.ts';
 import { decodeLayerIndex } from '#shared/layer/index-codec.ts';
 import { LayerError, type LayerIndex } from '#shared/layer/layer-index.ts';
 import { parseSpanMap, type DecodableSpanMap } from '#shared/layer/span-map-file.ts';
@@ -89,23 +90,33 @@ function run(job: WorkerJob): WorkerResults[keyof WorkerResults] {
     case 'build-tail': {
       const { layer, tail, blobSize, annotations, folder } = job;
       const found = tocFromTail({ tail, blobSize, layer, annotations });
-      if (found.kind === 'more') return found;
-      if (found.kind === 'none') return { kind: 'no-toc' };
-      const { json, format, dataEnd } = found;
-      let index: LayerIndex;
-      try {
-        index = indexFromToc({ json, format, layer, blobSize, dataEnd });
-      } catch (error) {
-        // Chunks without digests (legacy stargz): only the whole blob vouches for them.
-        if (error instanceof LayerError && error.code === 'unsupported') return { kind: 'no-toc' };
-        throw error;
-      }
+      if (found.kind === 'more' || found.kind === 'external') return found;
+      const index = found.kind === 'toc' ? indexOf(found, layer, blobSize) : undefined;
+      if (index === undefined) return { kind: 'no-toc' };
       const built = layOut(index, folder);
       const spansStored = tail.length === blobSize ? storeAll(folder, built.map, tail) : 0;
       return { kind: 'built', layer: built.layer, spansStored };
     }
+    case 'build-toc': {
+      const { layer, toc, dataEnd, blobSize, annotations, folder } = job;
+      const found = tocFromOutside(toc, dataEnd, { layer, blobSize, annotations });
+      const index = found && indexOf(found, layer, blobSize);
+      return index && layOut(index, folder).layer;
+    }
+    case 'build-ztoc':
+      return layOut(indexFromZtoc(job), job.folder).layer;
     case 'end':
       return undefined;
+  }
+}
+
+/** undefined where chunks have no digests (legacy stargz): only the whole blob vouches for them. */
+function indexOf(toc: FoundToc, layer: Digest, blobSize: number): LayerIndex | undefined {
+  try {
+    return indexFromToc({ ...toc, layer, blobSize });
+  } catch (error) {
+    if (error instanceof LayerError && error.code === 'unsupported') return undefined;
+    throw error;
   }
 }
 

@@ -43,6 +43,25 @@ export type WorkerJob =
       /** The last bytes of the blob. */
       readonly tail: Uint8Array;
     }
+  | {
+      readonly kind: 'build-toc';
+      readonly layer: Digest;
+      readonly folder: string;
+      readonly blobSize: number;
+      readonly annotations: Readonly<Record<string, string>>;
+      /** A TOC that was found outside of the blob, and where the blob's files end. */
+      readonly toc: Uint8Array;
+      readonly dataEnd: number;
+    }
+  | {
+      readonly kind: 'build-ztoc';
+      readonly layer: Digest;
+      readonly folder: string;
+      readonly blobSize: number;
+      /** See FoundZtoc. */
+      readonly ztoc: Uint8Array;
+      readonly head: Uint8Array;
+    }
   | { readonly kind: 'end' };
 
 /** Of a layer that was built: its record but for what only the store knows. */
@@ -57,8 +76,13 @@ export interface WorkerResults {
     | { readonly kind: 'built'; readonly layer: BuiltLayer; readonly spansStored: number }
     /** The TOC begins at this offset of the blob: ask again with the tail from there. */
     | { readonly kind: 'more'; readonly from: number }
+    /** The TOC lies outside of the blob: ask with `build-toc` once it was found. */
+    | { readonly kind: 'external'; readonly dataEnd: number }
     /** The blob is of no format with a TOC. */
     | { readonly kind: 'no-toc' };
+  /** undefined where the TOC is not the one that the layer's annotation promises, or has no digests. */
+  'build-toc': BuiltLayer | undefined;
+  'build-ztoc': BuiltLayer;
   end: undefined;
 }
 

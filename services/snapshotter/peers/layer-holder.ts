@@ -1,8 +1,13 @@
 import type { Digest } from '#shared/digest/digest.ts';
+import type { Layer } from '../layers/layer.ts';
+import { isOfNodeOnly } from '../layers/layer-record.ts';
 import type { LayerStore } from '../layers/layer-store.ts';
 import type { HeldLayer, SpanHolder } from './span-holder.ts';
 
-/** The layer store as sharing sees it. Holds nothing until a store is attached: sources are made before the store is. */
+/**
+ * The layer store as sharing sees it. Holds nothing until a store is attached: sources are made before the store is. Layers that were laid
+ * out by a SOCI index are not among them: their spans are others, and nobody could verify a payload of theirs.
+ */
 export class LayerHolder implements SpanHolder {
   #store: LayerStore | undefined;
   readonly #residentListeners = new Set<(layer: Digest, span: number) => void>();
@@ -11,6 +16,7 @@ export class LayerHolder implements SpanHolder {
   attach(store: LayerStore): void {
     this.#store = store;
     store.onResident((layer, span) => {
+      if (this.#shared(layer) === undefined) return;
       for (const listener of this.#residentListeners) listener(layer, span);
     });
     store.onRemoved((layer) => {
@@ -23,17 +29,22 @@ export class LayerHolder implements SpanHolder {
   }
 
   get(digest: Digest): HeldLayer | undefined {
-    const layer = this.#store?.layers.get(digest);
+    const layer = this.#shared(digest);
     if (layer === undefined) return undefined;
     return { layer: digest, spanCount: layer.record.spanCount, residency: layer.residencyBytes };
   }
 
+  #shared(digest: Digest): Layer | undefined {
+    const layer = this.#store?.layers.get(digest);
+    return layer === undefined || isOfNodeOnly(layer.record) ? undefined : layer;
+  }
+
   has(layer: Digest, span: number): boolean {
-    return this.#store?.layers.get(layer)?.has(span) === true;
+    return this.#shared(layer)?.has(span) === true;
   }
 
   async readPayload(layer: Digest, span: number): Promise<Uint8Array | undefined> {
-    return await this.#store?.layers.get(layer)?.readPayload(span);
+    return await this.#shared(layer)?.readPayload(span);
   }
 
   onResident(listener: (layer: Digest, span: number) => void): () => void {

@@ -1,5 +1,6 @@
 import type { Digest } from '#shared/digest/digest.ts';
 import { DISTRIBUTION_LIMITS, type NodeRecord } from '#shared/distribution/messages.ts';
+import { isOfNodeOnly } from '../layers/layer-record.ts';
 import type { DeliverSpan, FetchPriority, SpanRequest, SpanSource } from '../layers/span-source.ts';
 import { Swarm, type SwarmDeps } from './swarm.ts';
 
@@ -28,6 +29,10 @@ export class PeerSource implements SpanSource {
 
   async fetch(request: SpanRequest, deliver: DeliverSpan, signal: AbortSignal): Promise<void> {
     const { link, registry } = this.#deps;
+    if (isOfNodeOnly(request.map)) {
+      await registry.fetch(request, deliver, signal);
+      return;
+    }
     await link.settled();
     const swarm = this.#swarms.get(request.layer) ?? this.#open(request);
     await (swarm ?? registry).fetch(request, deliver, signal);

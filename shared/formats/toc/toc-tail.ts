@@ -13,7 +13,7 @@ export const TAIL_BYTES = 512 * 1024;
 /** Bytes of a decoded TOC; a million entries take about 300 MB and no real layer comes near. */
 const MAX_TOC_BYTES = 256 * 1024 * 1024;
 /** Bytes of a compressed TOC: what we fetch and hold at most. */
-const MAX_COMPRESSED_TOC_BYTES = 64 * 1024 * 1024;
+export const MAX_COMPRESSED_TOC_BYTES = 64 * 1024 * 1024;
 
 const TAR_BLOCK_BYTES = 512;
 const TOC_NAME = 'stargz.index.json';
@@ -36,6 +36,8 @@ export type TocSearch =
   | FoundToc
   /** The tail is too short: call again with the blob's bytes from here to its end. */
   | { readonly kind: 'more'; readonly from: number }
+  /** The TOC lies outside of the blob: see `tocFromOutside`. The blob's files end at `dataEnd`. */
+  | { readonly kind: 'external'; readonly dataEnd: number }
   /** The blob has no TOC that can be used; why, for people. */
   | { readonly kind: 'none'; readonly reason: string };
 
@@ -58,7 +60,8 @@ export function tocFromTail(source: TailSource): TocSearch {
   const tail = Buffer.from(source.tail.buffer, source.tail.byteOffset, source.tail.byteLength);
   const gzip = parseEstargzFooter(tail);
   if (gzip?.kind === 'external') {
-    return { kind: 'none', reason: 'its TOC is a separate image (external TOC), which is not read yet' };
+    if (expectedDigest(source, [TOC_DIGEST_ANNOTATION]) === undefined) return unvouched(TOC_DIGEST_ANNOTATION);
+    return { kind: 'external', dataEnd: source.blobSize - gzip.footerBytes };
   }
   if (gzip !== undefined) {
     const expected = expectedDigest(source, [TOC_DIGEST_ANNOTATION]);
@@ -87,11 +90,35 @@ export function tocFromTail(source: TailSource): TocSearch {
   return { kind: 'none', reason: 'its blob does not end in a footer of eStargz or zstd:chunked' };
 }
 
+/**
+ * The TOC of a blob that ends in the footer of an external one.
+ *
+ * @param toc as `findExternalToc` finds it; nobody has checked it
+ * @returns undefined where it is not the one that the layer's annotation promises: what lies beside an image may be of an older or a
+ * newer one, and then the layer is as good as without
+ */
+export function tocFromOutside(
+  toc: Uint8Array,
+  dataEnd: number,
+  source: Omit<TailSource, 'tail'>,
+): FoundToc | undefined {
+  const expected = expectedDigest(source, [TOC_DIGEST_ANNOTATION]);
+  if (expected === undefined || toc.length > MAX_COMPRESSED_TOC_BYTES) return undefined;
+  let json: Buffer;
+  try {
+    json = jsonOfMember(Buffer.from(toc.buffer, toc.byteOffset, toc.byteLength), source.layer);
+  } catch (error) {
+    if (error instanceof LayerError) return undefined;
+    throw error;
+  }
+  return sha256(json) === expected ? { kind: 'toc', format: 'estargz', json, dataEnd } : undefined;
+}
+
 function unvouched(annotation: string): TocSearch {
   return { kind: 'none', reason: `its descriptor has no annotation ${annotation}, so nothing vouches for its TOC` };
 }
 
-function expectedDigest(source: TailSource, names: readonly string[]): Digest | undefined {
+function expectedDigest(source: Omit<TailSource, 'tail'>, names: readonly string[]): Digest | undefined {
   for (const name of names) {
     const value = source.annotations[name];
     if (value === undefined) continue;
