@@ -62,8 +62,13 @@ export const agentStatus = z.object({
     diskBytes: count,
     quotaBytes: count,
   }),
-  /** Snapshots that still need the agent: a layer below them is not complete. */
-  dependents: z.array(z.object({ snapshot: z.string(), incompleteLayers: count })),
+  /**
+   * Root file systems that read through the agent for as long as they are mounted, since they were mounted before all their layers
+   * were complete. `snapshot`: of a container, as containerd names it; `incompleteLayers`: those that still need a source.
+   */
+  dependents: z.array(
+    z.object({ mount: z.string(), snapshot: z.string().optional(), layers: count, incompleteLayers: count }),
+  ),
   notLazy: z.array(
     z.object({ layer: z.string(), imageReference: z.string(), reason: z.string(), message: z.string(), atMs: count }),
   ),

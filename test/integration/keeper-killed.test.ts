@@ -37,23 +37,35 @@ test('when keeper and agent are killed, complete layers go on, the rest is EIO, 
   const { kindling, containerd } = node;
 
   const { chainId } = await kindling.pull(complete, signal);
+  const script =
+    'while :; do cat /usr/bin/perl /usr/bin/sort /usr/lib/x86_64-linux-gnu/lib*.so.* >/dev/null || exit 1; echo round; done';
+  const reading = { snapshotter: 'kindling', command: ['sh', '-c', script] };
+  await using early = await containerd.start(complete, reading, signal);
+  await early.untilOutput('round', signal);
   await node.withRootfs(chainId, 'kindling', signal, async (rootfs) => {
     await runTool('sh', ['-c', `find ${rootfs} -xdev -type f -print0 | xargs -0 cat >/dev/null`], signal);
   });
   await kindling.untilComplete(signal);
-  const script =
-    'while :; do cat /usr/bin/perl /usr/bin/sort /usr/lib/x86_64-linux-gnu/lib*.so.* >/dev/null || exit 1; echo round; done';
-  await using container = await containerd.start(
-    complete,
-    { snapshotter: 'kindling', command: ['sh', '-c', script] },
-    signal,
-  );
+  await using container = await containerd.start(complete, reading, signal);
   await container.untilOutput('round', signal);
 
   const other = await kindling.pull(partial, signal);
   const mounted = folder.join('mounted');
   await using view = await containerd.mountImage(other.chainId, 'kindling', mounted, signal);
   void view;
+  const { dependents } = await kindling.client.status(signal);
+  const whoDepends = dependents.map(({ mount, snapshot, incompleteLayers }) => [
+    snapshot?.split('/').at(-1) ?? mount,
+    incompleteLayers,
+  ]);
+  assert.deepEqual(
+    whoDepends,
+    [
+      [early.id, 0],
+      [mounted, 1],
+    ],
+    'the one that started before its layers were complete, and the one that has an incomplete layer',
+  );
   await kindling.killAll();
   await dropCaches(signal);
   await assert.rejects(
@@ -61,6 +73,8 @@ test('when keeper and agent are killed, complete layers go on, the rest is EIO, 
     /Input\/output error|endpoint is not connected/,
   );
   await twoRounds(container, signal);
+  assert.notEqual(await early.ended, 0);
+  assert.match(early.output, /Input\/output error|endpoint is not connected/);
 
   await node.startKindlingAgain(signal);
   await dropCaches(signal);

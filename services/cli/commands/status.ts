@@ -11,7 +11,7 @@ interface Flags extends AgentFlags {
 
 export function command(): Command {
   return new Command('status')
-    .summary("what the node's agent holds: layers, residency, mounts, bytes, and who depends on it")
+    .summary("what the node's agent holds: layers, residency, mounts, bytes, and which containers read through it")
     .addOption(controlSocketOption())
     .option('--json', 'print as JSON')
     .action(async (flags: Flags) => {
@@ -49,9 +49,10 @@ function textOf(status: AgentStatus, layers: readonly LayerStatus[]): string {
     lines.push('', table(head, rows, [3, 4, 5, 6, 7]));
   }
   if (status.dependents.length > 0) {
-    lines.push('', 'Need the agent until their layers are complete:');
-    for (const { snapshot, incompleteLayers } of status.dependents) {
-      lines.push(`  ${snapshot} (${incompleteLayers} layer${incompleteLayers === 1 ? '' : 's'})`);
+    lines.push('', 'Read through the agent as long as they run, since they started before their layers were complete:');
+    for (const { mount, snapshot, layers: all, incompleteLayers } of status.dependents) {
+      const left = incompleteLayers === 0 ? 'complete by now' : `${incompleteLayers} not complete`;
+      lines.push(`  ${snapshot ?? mount} (${all} layer${all === 1 ? '' : 's'}, ${left})`);
     }
   }
   if (status.notLazy.length > 0) {

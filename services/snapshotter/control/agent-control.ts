@@ -1,3 +1,4 @@
+import { join } from 'node:path';
 import type { AgentStatus, LayerStatus, PullEvent, PullRequest } from '#shared/control/control-protocol.ts';
 import type { EventLog } from '#shared/bus/bus.ts';
 import { viewOfDeadLetter } from '#shared/events/dead-letter.ts';
@@ -6,6 +7,7 @@ import type { LazyPull } from '../images/lazy-pull.ts';
 import type { LayerMounts } from '../layers/layer-mounts.ts';
 import type { LayerStatistics } from '../layers/layer-statistics.ts';
 import type { LayerStore } from '../layers/layer-store.ts';
+import { sessionUse } from '../mounts/session-users.ts';
 import type { SnapshotService } from '../snapshots/snapshot-service.ts';
 import { hostPlatform, parsePlatform } from '#shared/registry/platform.ts';
 import type { ControlHandlers } from './control-server.ts';
@@ -29,8 +31,6 @@ export interface AgentControlDeps {
   readonly events: EventLog | undefined;
 }
 
-/** Layers named for a snapshot's chain at most: overlayfs takes no more. */
-const MAX_CHAIN = 512;
 const MAX_NOT_LAZY = 200;
 
 /** What the control socket tells of the agent's parts. */
@@ -38,20 +38,20 @@ export function agentControl(deps: AgentControlDeps): ControlHandlers {
   const { store, mounts, statistics, snapshots, fuse } = deps;
   const startedAtMs = Date.now();
 
-  const incompleteBelow = (): AgentStatus['dependents'] => {
-    const all = new Map(Array.from(snapshots.list([]), (snapshot) => [snapshot.name, snapshot]));
-    const dependents: AgentStatus['dependents'] = [];
-    for (const snapshot of all.values()) {
-      if (snapshot.kind === 'committed') continue;
-      let incompleteLayers = 0;
-      let below = all.get(snapshot.parent);
-      for (let depth = 0; below !== undefined && depth < MAX_CHAIN; depth++) {
-        if (below.layer !== undefined && !store.isComplete(below.layer)) incompleteLayers++;
-        below = all.get(below.parent);
-      }
-      if (incompleteLayers > 0) dependents.push({ snapshot: snapshot.name, incompleteLayers });
-    }
-    return dependents;
+  const dependents = async (): Promise<AgentStatus['dependents']> => {
+    const { users } = await sessionUse(fuse.directory);
+    const names = new Map(Array.from(snapshots.list([]), ({ id, name }) => [snapshots.folderOf(id), name]));
+    const byName = new Map(Array.from(store.layers.values(), (layer) => [join(fuse.directory, layer.name), layer]));
+    return users.map(({ mount, images }) => {
+      const upper = /(?:^|,)upperdir=([^,]*)/.exec(mount.superOptions)?.[1];
+      const snapshot = upper === undefined ? undefined : names.get(upper);
+      return {
+        mount: mount.target,
+        ...(snapshot === undefined ? {} : { snapshot }),
+        layers: images.length,
+        incompleteLayers: images.filter((image) => byName.get(image)?.complete !== true).length,
+      };
+    });
   };
 
   const layerStatuses = (): LayerStatus[] =>
@@ -83,10 +83,10 @@ export function agentControl(deps: AgentControlDeps): ControlHandlers {
   };
 
   return {
-    status: () => {
+    status: async () => {
       const { reads, bytes, errors, waiting } = fuse.stats();
       const layers = [...store.layers.values()];
-      return Promise.resolve({
+      return {
         version: deps.version,
         pid: process.pid,
         startedAtMs,
@@ -102,7 +102,7 @@ export function agentControl(deps: AgentControlDeps): ControlHandlers {
           diskBytes: store.diskBytes,
           quotaBytes: deps.quotaBytes,
         },
-        dependents: incompleteBelow(),
+        dependents: await dependents(),
         notLazy: snapshots
           .notLazy()
           .slice(0, MAX_NOT_LAZY)
@@ -113,7 +113,7 @@ export function agentControl(deps: AgentControlDeps): ControlHandlers {
             message: reason,
             atMs: Number(at / 1_000_000n),
           })),
-      });
+      };
     },
     layers: layerStatuses,
     trace: (since) => ({

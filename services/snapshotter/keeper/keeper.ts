@@ -16,7 +16,8 @@ import { parseKeeperArguments, type KeeperOptions } from './keeper-arguments.ts'
 import { FrontDoor } from './front-door.ts';
 import { createLogRelay, type LogRelay } from './log-relay.ts';
 import type { Turn } from './keeper-link.ts';
-import { abortSession, clearStale, dependentsOf, unmountIdle, unmountSession } from './session-mount.ts';
+import { sessionUse } from '../mounts/session-users.ts';
+import { abortSession, clearStale, unmountIdle, unmountSession } from './session-mount.ts';
 
 /** An agent that ends within this time after an upgrade counts as one that did not come up. */
 const PROBATION_MS = 10_000;
@@ -168,11 +169,11 @@ async function keep(options: KeeperOptions, log: LogRelay): Promise<number> {
     let said = -1;
     for (;;) {
       const force = asked > 1;
-      const { overlays } = await dependentsOf(options.mount);
-      if (force || (overlays.length === 0 && (device === undefined || (await unmountSession(options.mount, false)))))
+      const { users } = await sessionUse(options.mount);
+      if (force || (users.length === 0 && (device === undefined || (await unmountSession(options.mount, false)))))
         break;
-      if (overlays.length !== said) {
-        said = overlays.length;
+      if (users.length !== said) {
+        said = users.length;
         log.say(
           'warn',
           said > 0

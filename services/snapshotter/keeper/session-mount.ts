@@ -1,34 +1,8 @@
 import { execFile } from 'node:child_process';
 import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
 import { FUSE_TYPE } from '../fuse/device-mount.ts';
-import { backingFile, isWithin, readMountTable, type MountInfo } from '../mounts/mount-table.ts';
-
-/** What hangs on the folder of layer images: EROFS mounts of its files, and the overlays that have those as layers. */
-export interface Dependents {
-  readonly images: readonly MountInfo[];
-  readonly overlays: readonly MountInfo[];
-}
-
-/** `folder` is the FUSE mount, or any folder that holds layer images. */
-export async function dependentsOf(folder: string): Promise<Dependents> {
-  const table = await readMountTable();
-  const images: MountInfo[] = [];
-  for (const mount of table) {
-    if (mount.type === 'erofs' && isWithin(await backingFile(mount), folder)) images.push(mount);
-  }
-  const layers = images.map((mount) => mount.target);
-  return { images, overlays: table.filter((mount) => mount.type === 'overlay' && hasLayer(mount, layers)) };
-}
-
-/** containerd may name layers relative to a folder above them, so the end of the path decides. */
-function hasLayer(overlay: MountInfo, targets: readonly string[]): boolean {
-  const layers = overlay.superOptions
-    .split(',')
-    .filter((option) => option.startsWith('lowerdir'))
-    .flatMap((option) => option.slice(option.indexOf('=') + 1).split(':'))
-    .filter((layer) => layer !== '');
-  return layers.some((layer) => targets.some((target) => isWithin(layer, target) || target.endsWith(`/${layer}`)));
-}
+import { isWithin, readMountTable, type MountInfo } from '../mounts/mount-table.ts';
+import { liesOn, lowerLayers, sessionUse } from '../mounts/session-users.ts';
 
 /**
  * Takes away what a keeper that was killed has left: its FUSE mount answers nobody any more, and the EROFS mounts on it give EIO.
@@ -36,13 +10,20 @@ function hasLayer(overlay: MountInfo, targets: readonly string[]): boolean {
  */
 export async function clearStale(folder: string): Promise<{ readonly mounts: number; readonly agents: number }> {
   const agents = await killAgents(folder);
-  const { images } = await dependentsOf(folder);
+  const images = await imageMounts(folder);
   const sessions = (await readMountTable()).filter((mount) => mount.target === folder && mount.type.startsWith('fuse'));
   for (const session of sessions) await abortConnection(session);
   for (const image of images.toReversed()) await umount(image.target, true);
   for (const session of sessions) await umount(session.target, true);
   await mkdir(folder, { recursive: true, mode: 0o700 });
   return { mounts: images.length + sessions.length, agents };
+}
+
+/** Mounts of the folder's images, with those of complete layers that lie on top of them: the last one comes off first. */
+async function imageMounts(folder: string): Promise<readonly MountInfo[]> {
+  const { images } = await sessionUse(folder);
+  const targets = new Set(images.map(({ target }) => target));
+  return (await readMountTable()).filter(({ type, target }) => type === 'erofs' && targets.has(target));
 }
 
 /** Ends every wait in the session: readers get an error at once. */
@@ -69,8 +50,7 @@ async function abortConnection(session: MountInfo): Promise<void> {
  * @returns false where something still uses it.
  */
 export async function unmountSession(folder: string, lazy: boolean): Promise<boolean> {
-  const { images } = await dependentsOf(folder);
-  for (const image of images.toReversed()) await umount(image.target, lazy);
+  for (const image of (await imageMounts(folder)).toReversed()) await umount(image.target, lazy);
   const here = (await readMountTable()).some((mount) => mount.target === folder && mount.type.startsWith('fuse'));
   return !here || (await umount(folder, lazy));
 }
@@ -80,7 +60,9 @@ export async function unmountIdle(folder: string): Promise<void> {
   const table = await readMountTable();
   for (const mount of table.toReversed()) {
     if (!isWithin(mount.target, folder) || mount.target === folder) continue;
-    const used = table.some((other) => other.type === 'overlay' && hasLayer(other, [mount.target]));
+    const used = table.some(
+      (other) => other.type === 'overlay' && lowerLayers(other).some((layer) => liesOn(layer, mount.target)),
+    );
     if (!used) await umount(mount.target, false);
   }
 }
