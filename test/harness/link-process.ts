@@ -45,6 +45,11 @@ export class LinkProcess implements AsyncDisposable {
     return await nextNumber(this.#lines);
   }
 
+  /** From now on it is as fast as it can be. */
+  unlimited(): void {
+    this.#child.stdin?.write('unlimited\n');
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     this.#forget();
     if (this.#child.exitCode !== null || this.#child.signalCode !== null) return;

@@ -1,7 +1,7 @@
 /**
  * A ShapedProxy as a process of its own, so that it does not take turns with what measures:
- * `node shaped-proxy-main.ts TARGET_PORT BYTES_PER_SECOND DELAY_MS` (0 = not limited); writes its port, then on each line that
- * it reads the bytes that have come from the target so far.
+ * `node shaped-proxy-main.ts TARGET_PORT BYTES_PER_SECOND DELAY_MS` (0 = not limited); writes its port, then on each line `bytes`
+ * that it reads the bytes that have come from the target so far; `unlimited` ends the limits.
  */
 import { createInterface } from 'node:readline';
 import { ShapedProxy } from './shaped-proxy.ts';
@@ -14,5 +14,6 @@ const proxy = await ShapedProxy.start(
 console.log(proxy.port);
 for await (const line of createInterface({ input: process.stdin })) {
   if (line === 'bytes') console.log(proxy.bytesDown);
+  if (line === 'unlimited') proxy.shape = {};
 }
 await proxy[Symbol.asyncDispose]();

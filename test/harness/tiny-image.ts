@@ -1,6 +1,6 @@
 import { mkdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { gunzipSync } from 'node:zlib';
+import { gunzipSync, zstdDecompressSync } from 'node:zlib';
 import { sha256 } from '#shared/digest/digest.ts';
 import { writeOciLayout, type LayerFile, type OciLayout } from '#test/images/oci-layout.ts';
 import { runTool } from '#test/images/tool.ts';
@@ -42,12 +42,13 @@ export function tinyProgram(text: string, exitCode: number | 'never'): Buffer {
 /** Files of a layer by path; a path that ends in a slash is a directory. */
 export type TinyLayer = Readonly<Record<string, Buffer | string>>;
 
-/** An image of a few kilobytes, gzip layers, made in `folder`. Files are executable; parents without an entry are implied. */
+/** An image of few files, made in `folder`. Files are executable; parents without an entry are implied. `zstd`: in one frame. */
 export async function tinyImage(
   folder: string,
   layers: readonly TinyLayer[],
   command: readonly string[],
   signal: AbortSignal,
+  compression: 'gzip' | 'zstd' = 'gzip',
 ): Promise<OciLayout> {
   await mkdir(folder, { recursive: true });
   const made: LayerFile[] = [];
@@ -58,20 +59,31 @@ export async function tinyImage(
       await mkdir(path.endsWith('/') ? full : dirname(full), { recursive: true });
       if (!path.endsWith('/')) await writeFile(full, content, { mode: 0o755 });
     }
-    const blob = join(folder, `layer-${i}.tar.gz`);
+    const blob = join(folder, `layer-${i}.tar.${compression}`);
     const names = Object.keys(files).map((path) => path.replace(/\/$/, ''));
     await runTool(
       'tar',
-      ['--create', '--gzip', '--no-recursion', '--owner=0', '--group=0', '--file', blob, '--directory', tree, ...names],
+      [
+        '--create',
+        `--${compression}`,
+        '--no-recursion',
+        '--owner=0',
+        '--group=0',
+        '--file',
+        blob,
+        '--directory',
+        tree,
+        ...names,
+      ],
       signal,
     );
     const bytes = await readFile(blob);
     made.push({
       path: blob,
-      mediaType: 'application/vnd.oci.image.layer.v1.tar+gzip',
+      mediaType: `application/vnd.oci.image.layer.v1.tar+${compression}`,
       digest: sha256(bytes),
       size: (await stat(blob)).size,
-      diffId: sha256(gunzipSync(bytes)),
+      diffId: sha256(compression === 'zstd' ? zstdDecompressSync(bytes) : gunzipSync(bytes)),
       createdBy: `layer ${i}`,
     });
     await rm(tree, { recursive: true });
