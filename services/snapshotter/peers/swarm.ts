@@ -196,7 +196,8 @@ export class Swarm {
   #pump(): void {
     if (this.#calls.size === 0 || this.#senders.size >= SWARM_LIMITS.unverified) return;
     const now = performance.now();
-    for (let pick = this.#picker.pick(now); pick !== undefined; pick = this.#picker.pick(now)) {
+    const { capability } = this.#membership;
+    for (let pick = capability && this.#picker.pick(now); pick; pick = this.#picker.pick(now)) {
       this.#track(this.#transfer(pick));
     }
     if (this.#decidesAlone()) this.#readAlone();
@@ -432,7 +433,8 @@ export class Swarm {
   /** Asks who else has what no neighbour has that is fast enough; what nobody has is leased to us. */
   #locate(now: number, wanted: readonly number[]): void {
     const spans = wanted.filter((span) => now - (this.#located.get(span) ?? -Infinity) > SWARM_LIMITS.stallMs);
-    if (spans.length === 0) return;
+    // Before it has joined nobody would give it anything.
+    if (spans.length === 0 || this.#membership.capability === undefined) return;
     for (const span of spans) this.#located.set(span, now);
     this.#track(
       this.#deps.link.locate(this.layer, spans, this.#neighbours.useless(), this.#stopping.signal).then(
