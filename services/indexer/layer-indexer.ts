@@ -4,6 +4,7 @@ import { pause } from '#shared/bus/deadline.ts';
 import type { IndexedLayer } from '#shared/events/image-events.ts';
 import type { ClusterIndexes } from '#shared/indexes/cluster-indexes.ts';
 import { decodeLayerIndex } from '#shared/layer/index-codec.ts';
+import { buildLayerImage } from '#shared/layer/layer-image.ts';
 import { LayerError } from '#shared/layer/layer-index.ts';
 import type { Reference } from '#shared/registry/reference.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
@@ -22,7 +23,7 @@ export interface LayerIndexerDeps {
   readonly claims: Claims;
   readonly build: BuildIndex;
   readonly slots: Slots;
-  /** Throws a LayerError for an index that is not whole or of another layer; `decodeLayerIndex` unless told otherwise. */
+  /** Throws a LayerError for an index that no node could use; `checkUsable` unless told otherwise. */
   readonly check?: ((bytes: Uint8Array, layer: Digest) => unknown) | undefined;
   readonly metrics: IndexerMetrics;
   readonly logger: Logger;
@@ -67,7 +68,7 @@ export class LayerIndexer {
 
   /** What is there is believed only after a look at it: a damaged index would make nodes read the whole blob for ever. */
   async #present(layer: ImageLayer, signal: AbortSignal): Promise<IndexedLayer | undefined> {
-    const { indexes, check = decodeLayerIndex, metrics, logger } = this.#deps;
+    const { indexes, check = checkUsable, metrics, logger } = this.#deps;
     const bytes = await indexes.find({ layer: layer.digest }, signal);
     if (bytes === undefined) return undefined;
     try {
@@ -83,10 +84,11 @@ export class LayerIndexer {
   }
 
   async #build({ repository, tag }: ImageName, layer: ImageLayer, signal: AbortSignal): Promise<IndexedLayer> {
-    const { indexes, metrics, logger } = this.#deps;
+    const { indexes, check = checkUsable, metrics, logger } = this.#deps;
     const started = performance.now();
     try {
       const built = await this.#deps.build(repository, layer, { diffId: layer.diffId, tag }, signal);
+      check(built.bytes, layer.digest);
       await indexes.publish(layer.digest, built.bytes, signal);
       const seconds = (performance.now() - started) / 1000;
       metrics.layers.inc({ outcome: 'built' });
@@ -122,4 +124,9 @@ export class LayerIndexer {
       };
     }
   }
+}
+
+/** As a node would: whole, of this layer, and a tree that can be laid out. */
+function checkUsable(bytes: Uint8Array, layer: Digest): void {
+  buildLayerImage(decodeLayerIndex(bytes, layer));
 }

@@ -200,11 +200,12 @@ export class LayerStore implements LayerFiles, LayerProvider {
         await layer.addRequest(request);
         const path = await this.#mount(layer, signal);
         this.#fill(layer);
-        const { impliedDirectories, rootOwner } = layer.record;
+        const { impliedDirectories, rootOwner, diffId } = layer.record;
         return {
           path,
           impliedDirectories: impliedDirectories.map((name) => Buffer.from(name, 'base64')),
           rootOwner,
+          diffId,
         };
       } catch (error) {
         signal.throwIfAborted();

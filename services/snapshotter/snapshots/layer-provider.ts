@@ -33,6 +33,8 @@ export interface ProvidedLayer {
    * they would show made-up attributes in place of those of the layers below.
    */
   readonly impliedDirectories?: readonly Buffer[];
+  /** Digest of the layer's tar; undefined where nobody has seen all of it (a layer with a table of contents). */
+  readonly diffId?: Digest | undefined;
   /** Owner of the layer's root where it has an entry for it. */
   readonly rootOwner?: { readonly uid: number; readonly gid: number } | undefined;
 }

@@ -2,6 +2,7 @@ import type { Digest } from '#shared/digest/digest.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
 import { Counter, type Registry } from '#shared/telemetry/metrics.ts';
 import { NotLazyError, type LayerProvider, type LayerRequest, type ProvidedLayer } from './layer-provider.ts';
+import { contradictsChain } from './chain-check.ts';
 import { buildCover } from './cover.ts';
 import { overlayMounts, type SnapshotMount } from './overlay-mounts.ts';
 import { remoteRequest, TARGET_LABEL, type RemoteRequest } from './remote-labels.ts';
@@ -144,6 +145,11 @@ export class SnapshotService {
   *list(filters: readonly string[]): Generator<Snapshot, void, undefined> {
     const matches = parseFilters(filters);
     for (const snapshot of this.#store.all()) if (matches(snapshot)) yield snapshot;
+  }
+
+  /** Where a snapshot's own files are: the upper directory of a container that stands on it. */
+  folderOf(id: number): string {
+    return this.#folders.fs(id);
   }
 
   async usage(key: string, signal: AbortSignal): Promise<Usage> {
@@ -315,7 +321,14 @@ export class SnapshotService {
   async #commitRemote(remote: RemoteRequest, parent: string, labels: Labels, signal: AbortSignal): Promise<void> {
     const { layer } = remote.layer;
     const provided = await this.#layers.provide(remote.layer, signal);
-    const owner = provided.rootOwner ?? this.#store.find(parent)?.owner ?? { uid: 0, gid: 0 };
+    const below = parent === '' ? undefined : this.#store.requireCommitted(parent);
+    if (provided.diffId !== undefined && contradictsChain(remote.target, below, provided.diffId)) {
+      throw new NotLazyError(
+        'refused',
+        `Refused layer ${layer} of ${remote.layer.imageReference}: its tar has the digest ${provided.diffId}, the configuration of its image names another`,
+      );
+    }
+    const owner = provided.rootOwner ?? below?.owner ?? { uid: 0, gid: 0 };
     const id = this.#store.reserveId();
     this.#making.add(id);
     try {

@@ -1,4 +1,5 @@
 import { createHash, type Hash } from 'node:crypto';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { Digest } from '#shared/digest/digest.ts';
 import { type LayerIndex, LayerError } from '#shared/layer/layer-index.ts';
 import { AnyWalker, type StreamFormat } from './any-walker.ts';
@@ -19,6 +20,10 @@ export interface StreamIndexerOptions {
 
 /** A thread takes some 60 ms to start; so long, one thread indexes some MiB. */
 const ONE_THREAD_BYTES = 4 * 1024 * 1024;
+/** Bytes of a blob that are walked in one go: of a bomb they decode to 128 MiB. */
+const SLICE_BYTES = 4096;
+/** Whatever a small blob decodes to, timers of the thread that walks it are kept waiting no longer than this and a slice. */
+const TURN_MS = 20;
 
 /**
  * Makes the index of a blob from one pass over it, as it downloads: decompresses it, reads the tar, digests the blob, the tar and each span,
@@ -105,6 +110,7 @@ interface Walk {
 
 class WalkHere implements Walk {
   readonly #walker: AnyWalker;
+  #turnMs = performance.now();
 
   constructor(sink: WalkReceiver, blobSize: number) {
     const buffer = Buffer.allocUnsafe(WALK_BUFFER_BYTES);
@@ -117,7 +123,12 @@ class WalkHere implements Walk {
   }
 
   async push(bytes: Uint8Array): Promise<void> {
-    this.#walker.push(bytes);
+    for (let at = 0; at < bytes.length; at += SLICE_BYTES) {
+      this.#walker.push(bytes.subarray(at, at + SLICE_BYTES));
+      if (performance.now() - this.#turnMs < TURN_MS) continue;
+      await nextTurn();
+      this.#turnMs = performance.now();
+    }
   }
 
   async end(): Promise<StreamFormat> {
