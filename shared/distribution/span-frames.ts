@@ -4,16 +4,22 @@ import { LAYER_LIMITS } from '#shared/layer/layer-index.ts';
  * The body of an answer with spans: for each span that was asked for, in that order, a header of 8 bytes and the payload.
  *
  *     0  4  span number, big endian
- *     4  4  bytes that follow; 0xffffffff = not available, nothing follows
+ *     4  4  bytes that follow; bit 31 set = they are packed; 0xffffffff = not available, nothing follows
+ *
+ * Packed is one zstd frame of the payload, shorter than it. It is sent only to who asks for `PACKED_SPANS`.
  */
 export const FRAME_HEADER_BYTES = 8;
 const NOT_AVAILABLE = 0xffffffff;
+const PACKED = 0x80000000;
 
-export interface SpanFrame {
-  readonly span: number;
-  /** undefined = the peer has not got it. */
-  readonly payload: Buffer | undefined;
-}
+/** Media types of such an answer: without packed spans, and with. */
+export const PLAIN_SPANS = 'application/vnd.kindling.spans.v1';
+export const PACKED_SPANS = 'application/vnd.kindling.spans.v2';
+
+export type SpanFrame =
+  | { readonly span: number; readonly form: 'payload' | 'packed'; readonly bytes: Buffer }
+  /** The peer has not got it. */
+  | { readonly span: number; readonly form: 'absent' };
 
 export class FrameError extends Error {
   override readonly name = 'FrameError';
@@ -24,10 +30,11 @@ export class FrameError extends Error {
   }
 }
 
-export function frameHeader(span: number, length: number | undefined): Buffer {
+/** `length` undefined = not available. */
+export function frameHeader(span: number, length: number | undefined, packed = false): Buffer {
   const header = Buffer.alloc(FRAME_HEADER_BYTES);
   header.writeUInt32BE(span, 0);
-  header.writeUInt32BE(length ?? NOT_AVAILABLE, 4);
+  header.writeUInt32BE(length === undefined ? NOT_AVAILABLE : length + (packed ? PACKED : 0), 4);
   return header;
 }
 
@@ -37,7 +44,8 @@ export class FrameReader {
   readonly #header = Buffer.alloc(FRAME_HEADER_BYTES);
   #headerBytes = 0;
   #span = 0;
-  #payload: Buffer | undefined;
+  #form: 'payload' | 'packed' = 'payload';
+  #bytes: Buffer | undefined;
   #filled = 0;
 
   constructor(expected: (span: number) => number | undefined) {
@@ -49,7 +57,7 @@ export class FrameReader {
     const frames: SpanFrame[] = [];
     let at = 0;
     while (at < chunk.length || this.#isWhole()) {
-      if (this.#payload === undefined) {
+      if (this.#bytes === undefined) {
         const part = chunk.subarray(at, at + FRAME_HEADER_BYTES - this.#headerBytes);
         this.#header.set(part, this.#headerBytes);
         this.#headerBytes += part.length;
@@ -57,29 +65,32 @@ export class FrameReader {
         if (this.#headerBytes < FRAME_HEADER_BYTES) return frames;
         this.#headerBytes = 0;
         this.#span = this.#header.readUInt32BE(0);
-        const length = this.#header.readUInt32BE(4);
+        const field = this.#header.readUInt32BE(4);
         const expected = this.#expected(this.#span);
         if (expected === undefined) throw new FrameError('unexpected', `Span ${this.#span} was not asked for`);
-        if (length === NOT_AVAILABLE) {
-          frames.push({ span: this.#span, payload: undefined });
+        if (field === NOT_AVAILABLE) {
+          frames.push({ span: this.#span, form: 'absent' });
           continue;
         }
-        if (length !== expected || length > LAYER_LIMITS.spanBytes) {
-          throw new FrameError('too-large', `Span ${this.#span} has ${expected} bytes, not ${length}`);
+        this.#form = field >= PACKED ? 'packed' : 'payload';
+        const length = field % PACKED;
+        const right = this.#form === 'packed' ? length < expected : length === expected;
+        if (!right || length > LAYER_LIMITS.spanBytes) {
+          throw new FrameError('too-large', `Span ${this.#span} has ${expected} bytes, not ${length} (${this.#form})`);
         }
         // Of its own memory, so that it can be handed to a decoder's thread without a copy.
-        this.#payload = Buffer.allocUnsafeSlow(length);
+        this.#bytes = Buffer.allocUnsafeSlow(length);
         this.#filled = 0;
       } else {
-        const part = chunk.subarray(at, at + this.#payload.length - this.#filled);
-        this.#payload.set(part, this.#filled);
+        const part = chunk.subarray(at, at + this.#bytes.length - this.#filled);
+        this.#bytes.set(part, this.#filled);
         this.#filled += part.length;
         at += part.length;
       }
-      if (this.#isWhole()) {
-        const payload = this.#payload;
-        this.#payload = undefined;
-        frames.push({ span: this.#span, payload });
+      if (this.#bytes !== undefined && this.#isWhole()) {
+        const bytes = this.#bytes;
+        this.#bytes = undefined;
+        frames.push({ span: this.#span, form: this.#form, bytes });
       }
     }
     return frames;
@@ -87,13 +98,13 @@ export class FrameReader {
 
   /** @throws FrameError when the body ended within a frame. */
   end(): void {
-    if (this.#headerBytes > 0 || this.#payload !== undefined) {
+    if (this.#headerBytes > 0 || this.#bytes !== undefined) {
       throw new FrameError('cut-short', 'The answer ended within a span');
     }
   }
 
   #isWhole(): boolean {
-    return this.#payload !== undefined && this.#filled === this.#payload.length;
+    return this.#bytes !== undefined && this.#filled === this.#bytes.length;
   }
 }
 

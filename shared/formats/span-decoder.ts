@@ -19,9 +19,12 @@ export interface SpanCoding {
   checkpoint(span: number): Checkpoint | undefined;
 }
 
-/** As a source delivers them: the span's range of the blob, what that decodes to, or its payload. Nothing is verified yet. */
+/**
+ * As a source delivers them: the span's range of the blob, what that decodes to, its payload, or the payload
+ * packed in one zstd frame. Nothing is verified yet.
+ */
 export interface UndecodedSpan {
-  readonly form: 'compressed' | 'decoded' | 'payload';
+  readonly form: 'compressed' | 'decoded' | 'payload' | 'packed';
   readonly bytes: Uint8Array;
 }
 
@@ -47,13 +50,30 @@ export class SpanDecoder implements Disposable {
   decode(map: SpanCoding, span: number, source: UndecodedSpan): Uint8Array {
     const byBlob = map.format === 'soci';
     if (byBlob) this.#verifyBlob(map, span, source);
-    const payload =
-      source.form === 'payload' ? source.bytes : this.#payloadOf(map, span, this.#decoded(map, span, source));
+    const payload = this.#payload(map, span, source);
     const expected = map.payloadLength(span);
     if (payload.length !== expected) {
       throw new LayerError('malformed', `Refused ${place(map, span)}: ${payload.length} bytes, not ${expected}`);
     }
     if (!byBlob) this.#verify(map, span, payload);
+    return payload;
+  }
+
+  #payload(map: SpanCoding, span: number, source: UndecodedSpan): Uint8Array {
+    if (source.form === 'payload') return source.bytes;
+    if (source.form === 'packed') return this.#unpacked(map, span, source.bytes);
+    return this.#payloadOf(map, span, this.#decoded(map, span, source));
+  }
+
+  #unpacked(map: SpanCoding, span: number, bytes: Uint8Array): Uint8Array {
+    const payload = Buffer.allocUnsafeSlow(map.payloadLength(span));
+    try {
+      this.#zstd.reset();
+      fill(this.#zstd, bytes, 0, bytes.length, payload, 0, payload.length);
+    } catch (cause) {
+      if (!(cause instanceof DecodeError)) throw cause;
+      throw new LayerError('malformed', `Cannot unpack ${place(map, span)}: ${cause.message}`, { cause });
+    }
     return payload;
   }
 

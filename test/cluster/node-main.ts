@@ -1,14 +1,27 @@
 /**
  * A sharing node as a process of its own: `node-main.ts FOLDER NAME NATS-URL ADDRESS REGISTRY-HOST`. Takes orders over a unix socket
- * in its folder: `POST /fetch` with a layer reference, or `/read`: what is not there is fetched while a reader waits, as in a start.
+ * in its folder, each a POST with JSON:
+ *
+ * | path | body | what |
+ * |---|---|---|
+ * | `/index` | layer reference, `file` | puts a layer's index into the cluster's store, as the indexer does |
+ * | `/provide` | layer reference | makes the layer ready |
+ * | `/fetch` | layer reference | fetches all of it |
+ * | `/read` | layer reference | what is not there is fetched while a reader waits |
+ * | `/start` | list of layer parts | makes layers ready and fetches what a start reads |
+ * | `/startup-digest` | list of layer parts | digest of what a start reads |
+ * | `/misbehave` | layer reference, `how` | from now on is a bad peer |
+ * | `/figures` | layer reference | what the node has |
  */
-import { rm } from 'node:fs/promises';
+import { readFile, rm } from 'node:fs/promises';
 import { createServer } from 'node:http';
 import { json } from 'node:stream/consumers';
 import { NatsBus } from '#shared/bus/nats-bus.ts';
+import { ClusterIndexes } from '#shared/indexes/cluster-indexes.ts';
 import { createLogger } from '#shared/telemetry/logger.ts';
 import { WorkerPool } from '#services/snapshotter/layers/worker-pool.ts';
-import { SharingNode, type LayerReference } from './sharing-node.ts';
+import { misbehave, type Misbehaviour } from './misbehaviour.ts';
+import { SharingNode, type LayerPart, type LayerReference, type StartupSpan } from './sharing-node.ts';
 
 const [folder = '', name = '', natsUrl = '', address = '', registryHost = ''] = process.argv.slice(2);
 const logger = createLogger(name, process.env['LOG'] ?? 'warn');
@@ -20,7 +33,9 @@ const workers = new WorkerPool({ size: 2 });
 {
   const env = { KINDLING_PEER_LISTEN: `${address}:0` };
   const dataDir = `${folder}/${name}`;
-  const options = { name, dataDir, bus, workers, env, logger, plainHttpHosts: [registryHost] };
+  const indexes = new ClusterIndexes(bus);
+  const common = { name, dataDir, bus, workers, env, logger };
+  const options = { ...common, plainHttpHosts: [registryHost], indexes: [indexes] };
   await using node = await SharingNode.start(options, stop.signal);
   workers.warm(2);
   await node.peers.link.settled();
@@ -28,15 +43,45 @@ const workers = new WorkerPool({ size: 2 });
   node.peers.link.onEpoch(() => announced++);
   const server = createServer((request, response) => {
     void (async () => {
-      const layer = (await json(request)) as LayerReference;
+      const order = (await json(request)) as LayerReference &
+        readonly LayerPart[] & { readonly file: string; readonly how: Misbehaviour };
+      let startup: readonly StartupSpan[] = [];
       const startMs = performance.now();
-      if (request.url === '/provide' || request.url === '/read') await node.provide(layer, stop.signal);
-      else if (request.url === '/fetch') await node.fetchAll(layer, stop.signal);
+      switch (request.url) {
+        case '/index':
+          await indexes.publish(order.digest, await readFile(order.file), stop.signal);
+          break;
+        case '/provide':
+        case '/read':
+          await node.provide(order, stop.signal);
+          break;
+        case '/fetch':
+          await node.fetchAll(order, stop.signal);
+          break;
+        case '/misbehave':
+          misbehave(node, order.digest, order.how);
+          break;
+        case '/start':
+          startup = await node.startUp(order, stop.signal);
+          break;
+        default:
+      }
       const completeMs = performance.now() - startMs;
-      const { bytesBySource, errors } = node.statistics.figures(layer.digest);
+      const layers =
+        request.url?.startsWith('/start') === true ? order.map(({ layer }) => layer.digest) : [order.digest];
+      const sum = { registry: 0, peer: 0, errors: 0 };
+      for (const layer of layers) {
+        const { bytesBySource, errors } = node.statistics.figures(layer);
+        sum.registry += bytesBySource.registry;
+        sum.peer += bytesBySource.peer;
+        sum.errors += errors;
+      }
+      const digests = /^\/(fetch|read)$/.test(request.url ?? '') ? layers : [];
       const digest =
-        request.url !== '/fetch' && request.url !== '/read' ? '' : await node.imageDigest(layer.digest, stop.signal);
-      response.end(JSON.stringify({ ...bytesBySource, errors, completeMs, digest, up: node.peers.link.up, announced }));
+        request.url === '/startup-digest'
+          ? await node.startupDigest(order, stop.signal)
+          : (await Promise.all(digests.map((layer) => node.imageDigest(layer, stop.signal)))).join();
+      response.end(JSON.stringify({ ...sum, startup, completeMs, digest, up: node.peers.link.up, announced }));
     })().catch((error: unknown) => response.writeHead(500).end(String(error)));
   });
   await rm(`${folder}/${name}.sock`, { force: true });

@@ -3,9 +3,14 @@ import { writeZstdChunked } from '#shared/convert/zstd-chunked-writer.ts';
 import type { WrittenLayer } from '#shared/convert/layer-writer.ts';
 import { fakeMember, fakeTar } from '#shared/layer/fake-layer.ts';
 
-export interface SharedLayer extends WrittenLayer {
-  readonly blob: Buffer;
+/** A layer's blob with what a manifest says of it. */
+export interface StoredLayer extends Pick<WrittenLayer, 'digest' | 'sizeBytes' | 'annotations'> {
+  readonly blob: Uint8Array;
   readonly mediaType: string;
+}
+
+export interface SharedLayer extends WrittenLayer, StoredLayer {
+  readonly blob: Buffer;
   readonly files: number;
 }
 

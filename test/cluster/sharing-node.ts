@@ -1,8 +1,9 @@
-import { setTimeout as sleep } from 'node:timers/promises';
 import type { Bus } from '#shared/bus/bus.ts';
 import { loadSettings } from '#shared/config/settings.ts';
 import { sha256, type Digest } from '#shared/digest/digest.ts';
 import { RegistryClient } from '#shared/registry/registry-client.ts';
+import type { IndexSource } from '#shared/indexes/index-source.ts';
+import type { SpanMap } from '#shared/layer/span-map.ts';
 import type { CredentialSource } from '#shared/registry/credentials.ts';
 import { silentLogger, type Logger } from '#shared/telemetry/logger.ts';
 import { Registry } from '#shared/telemetry/metrics.ts';
@@ -27,6 +28,7 @@ export interface SharingNodeOptions {
   readonly credentials?: CredentialSource;
   readonly logger?: Logger;
   readonly plainHttpHosts?: readonly string[];
+  readonly indexes?: readonly IndexSource[];
 }
 
 export interface LayerReference {
@@ -36,6 +38,21 @@ export interface LayerReference {
   readonly sizeBytes: number;
   readonly mediaType: string;
   readonly annotations: Readonly<Record<string, string>>;
+}
+
+/** What of a layer a start reads. */
+export interface LayerPart {
+  readonly layer: LayerReference;
+  /** Ranges [start, end) of the blob, whole spans, in the order in which a start asked for them. */
+  readonly ranges: readonly (readonly [start: number, end: number])[];
+}
+
+/** A span that a start reads. */
+export interface StartupSpan {
+  readonly layer: Digest;
+  readonly span: number;
+  /** Of the blob. */
+  readonly bytes: number;
 }
 
 /** Nothing is mounted: what is tested is how bytes come to the node. */
@@ -52,16 +69,18 @@ export class SharingNode implements AsyncDisposable {
   readonly peers: Peers;
   readonly metrics: Registry;
   readonly statistics: LayerStatistics;
+  readonly holder: LayerHolder;
   readonly #closing: AsyncDisposableStack;
 
   private constructor(
-    parts: Pick<SharingNode, 'store' | 'peers' | 'metrics' | 'statistics'>,
+    parts: Pick<SharingNode, 'store' | 'peers' | 'metrics' | 'statistics' | 'holder'>,
     closing: AsyncDisposableStack,
   ) {
     this.store = parts.store;
     this.peers = parts.peers;
     this.metrics = parts.metrics;
     this.statistics = parts.statistics;
+    this.holder = parts.holder;
     this.#closing = closing;
   }
 
@@ -88,7 +107,7 @@ export class SharingNode implements AsyncDisposable {
       mounts: new LayerMounts(`${dataDir}/m`, NO_MOUNTS),
       workers,
       registry,
-      indexes: [],
+      indexes: options.indexes ?? [],
       streamed: new BlobStreamer({ registry, keepIndex: false }),
       publishIndex: () => Promise.resolve(),
       sources: [peers.source, source],
@@ -101,20 +120,53 @@ export class SharingNode implements AsyncDisposable {
     closing.defer(() => store.close());
     holder.attach(store);
     peers.announce();
-    return new SharingNode({ store, peers, metrics, statistics }, closing.move());
+    return new SharingNode({ store, peers, metrics, statistics, holder }, closing.move());
   }
 
   /** Makes the layer ready and fetches all of it; resolves when every byte is here, verified. */
   async fetchAll(layer: LayerReference, signal: AbortSignal): Promise<void> {
     await this.provide(layer, signal);
-    const held = this.store.layers.get(layer.digest);
-    if (held === undefined) throw new Error(`${layer.digest} was not made`);
-    await held.open();
-    await this.store.prefetch(
-      layer.digest,
-      Array.from({ length: held.map.spanCount }, (_, span) => span),
+    await this.#prefetch(layer.digest, undefined, signal);
+  }
+
+  /** What a start with a known profile does: makes the layers ready, fetches the parts that it reads, and waits for them. */
+  async startUp(parts: readonly LayerPart[], signal: AbortSignal): Promise<readonly StartupSpan[]> {
+    const spans = await Promise.all(
+      parts.map(async ({ layer, ranges }) => {
+        await this.provide(layer, signal);
+        return await this.#prefetch(layer.digest, ranges, signal);
+      }),
     );
-    while (!held.complete) await sleep(10, undefined, { signal });
+    return spans.flat();
+  }
+
+  async #prefetch(
+    layer: Digest,
+    ranges: LayerPart['ranges'] | undefined,
+    signal: AbortSignal,
+  ): Promise<readonly StartupSpan[]> {
+    const held = this.store.layers.get(layer);
+    if (held === undefined) throw new Error(`${layer} was not made`);
+    await held.open();
+    const { map } = held;
+    const wanted = spansWithin(map, ranges ?? [[0, map.blobSize]]);
+    const list = wanted.map((span) => ({ layer, span, bytes: map.blobEnd(span) - map.blobStart(span) }));
+    const missing = new Set(wanted.filter((span) => !held.has(span)));
+    if (missing.size === 0) return list;
+    const { promise, resolve, reject } = Promise.withResolvers<void>();
+    const stop = this.holder.onResident((other, span) => {
+      if (other === layer && missing.delete(span) && missing.size === 0) resolve();
+    });
+    const onAbort = () => reject(signal.reason as Error);
+    signal.addEventListener('abort', onAbort, { once: true });
+    try {
+      await this.store.prefetch(layer, [...missing]);
+      await promise;
+    } finally {
+      stop();
+      signal.removeEventListener('abort', onAbort);
+    }
+    return list;
   }
 
   async provide(layer: LayerReference, signal: AbortSignal): Promise<void> {
@@ -129,6 +181,21 @@ export class SharingNode implements AsyncDisposable {
       },
       signal,
     );
+  }
+
+  /** Digest of what a start reads, as it lies in the layer images. */
+  async startupDigest(parts: readonly LayerPart[], signal: AbortSignal): Promise<Digest> {
+    const bytes: Uint8Array[] = [];
+    for (const { layer, ranges } of parts) {
+      const held = this.store.layers.get(layer.digest);
+      if (held === undefined) throw new Error(`${layer.digest} is not here`);
+      await held.open();
+      for (const span of spansWithin(held.map, ranges)) {
+        const start = held.map.imageStart(span);
+        bytes.push(Buffer.from(await this.store.read(held, start, held.map.imageEnd(span) - start, signal)));
+      }
+    }
+    return sha256(...bytes);
   }
 
   /** Digest of the layer image as a reader sees it. */
@@ -154,4 +221,15 @@ export class SharingNode implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#closing.disposeAsync();
   }
+}
+
+/** Spans that lie wholly within ranges of the blob, in the order of the ranges. */
+function spansWithin(map: SpanMap, ranges: LayerPart['ranges']): number[] {
+  const spans = new Set<number>();
+  for (const [start, end] of ranges) {
+    for (let span = 0; span < map.spanCount; span++) {
+      if (map.blobStart(span) >= start && map.blobEnd(span) <= end) spans.add(span);
+    }
+  }
+  return [...spans];
 }

@@ -1,12 +1,14 @@
-import { writeFile } from 'node:fs/promises';
+import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { request } from 'node:http';
 import { text } from 'node:stream/consumers';
 import { ServerProcess, isListening } from '#test/harness/server-process.ts';
 import { TempFolder } from '#test/harness/temp-folder.ts';
+import { runTool } from '#test/images/tool.ts';
 import { TestRegistry } from '#test/harness/registry.ts';
+import type { Misbehaviour } from './misbehaviour.ts';
 import { Network, type Host, type Link } from './network.ts';
-import type { SharedLayer } from './shared-layer.ts';
-import type { LayerReference } from './sharing-node.ts';
+import type { StoredLayer } from './shared-layer.ts';
+import type { LayerPart, LayerReference, StartupSpan } from './sharing-node.ts';
 
 export interface Fetched {
   /** Bytes of the layer by where they came from. */
@@ -15,6 +17,8 @@ export interface Fetched {
   readonly errors: number;
   /** How long the order took, as the node saw it. */
   readonly completeMs: number;
+  /** Of `startUp`: what the start reads. */
+  readonly startup: readonly StartupSpan[];
   /** Of the layer image as a reader sees it. */
   readonly digest: string;
   /** Whether the distributor answers. */
@@ -27,13 +31,14 @@ export interface ClusterOptions {
   readonly nodes: number;
   readonly link: Link;
   readonly registryLink?: Link;
-  readonly layers: readonly SharedLayer[];
+  readonly layers: readonly StoredLayer[];
   /** Replicas of the distributor; 0 = none, so that every node goes to the registry. */
   readonly distributors?: number;
 }
 
 const NODE = new URL('./node-main.ts', import.meta.url).pathname;
 const DISTRIBUTOR = new URL('../../services/distributor/main.ts', import.meta.url).pathname;
+const UNMOUNT_MS = 10_000;
 const FLAGS = ['--disable-warning=ExperimentalWarning', '--max-semi-space-size=4'];
 
 /** NATS, Redis, distributors, a registry and nodes, all real processes, each with its own shaped link. */
@@ -69,11 +74,12 @@ export class TestCluster implements AsyncDisposable {
     const servers: Servers = {
       nats: await startNats(services, folder.join('nats'), signal),
       redis: await startRedis(services, signal),
+      registry: await startRegistry(registry, folder.path, signal),
     };
     closing.defer(async () => {
       await Promise.all([servers.nats[Symbol.asyncDispose](), servers.redis[Symbol.asyncDispose]()]);
     });
-    closing.use(await startRegistry(registry, folder.path, signal));
+    closing.use(servers.registry);
     const distributors: ServerProcess[] = [];
     while (distributors.length < (options.distributors ?? 1)) {
       distributors.push(closing.use(await startDistributor(services, registry, signal)));
@@ -83,7 +89,10 @@ export class TestCluster implements AsyncDisposable {
       const host = await network.host(options.link, signal);
       nodes.push(new ClusterNode(host, `n${i}`, folder.path, natsUrl(services), `${registry.address}:5000`));
     }
-    for (const node of nodes) closing.use(node);
+    for (const node of nodes) {
+      closing.defer(async () => await node.limitDisk(undefined, AbortSignal.timeout(UNMOUNT_MS)));
+      closing.use(node);
+    }
     // All of them have started or failed before anything is taken away.
     const started = await Promise.allSettled(nodes.map(async (node) => await node.start(signal)));
     for (const one of started) if (one.status === 'rejected') throw one.reason;
@@ -91,13 +100,23 @@ export class TestCluster implements AsyncDisposable {
     return new TestCluster(parts, closing.move());
   }
 
-  reference({ digest, sizeBytes, mediaType, annotations }: SharedLayer): LayerReference {
+  reference({ digest, sizeBytes, mediaType, annotations }: StoredLayer): LayerReference {
     return { image: `${this.registry.address}:5000/app:latest`, digest, sizeBytes, mediaType, annotations };
   }
 
   /** Bytes that have left the registry's host. */
   async registryBytes(signal: AbortSignal): Promise<number> {
     return await this.registry.bytesSent(signal);
+  }
+
+  /** Processor time that each part of the cluster has used so far. */
+  async processorTime(): Promise<Readonly<Record<'nodes' | 'distributors' | 'servers', ProcessorTime>>> {
+    const { nats, redis, registry } = this.#servers;
+    return {
+      nodes: await processorTime(this.nodes.flatMap(({ pid }) => pid ?? [])),
+      distributors: await processorTime(this.distributors.map(({ pid }) => pid)),
+      servers: await processorTime([nats.pid, redis.pid, registry.pid]),
+    };
   }
 
   killNats(): void {
@@ -121,7 +140,29 @@ export class TestCluster implements AsyncDisposable {
   }
 }
 
+export interface ProcessorTime {
+  readonly userMs: number;
+  readonly systemMs: number;
+}
+
+/** A clock tick of /proc. */
+const TICK_MS = 10;
+
+async function processorTime(pids: readonly number[]): Promise<ProcessorTime> {
+  let userMs = 0;
+  let systemMs = 0;
+  for (const pid of pids) {
+    const text = await readFile(`/proc/${pid}/stat`, 'utf8').catch(() => '');
+    // From the third field on: the second, the program's name, may hold anything.
+    const fields = text.slice(text.lastIndexOf(')') + 2).split(' ');
+    userMs += (Number(fields[11]) || 0) * TICK_MS;
+    systemMs += (Number(fields[12]) || 0) * TICK_MS;
+  }
+  return { userMs, systemMs };
+}
+
 interface Servers {
+  readonly registry: ServerProcess;
   nats: ServerProcess;
   redis: ServerProcess;
 }
@@ -136,6 +177,12 @@ interface Parts {
   readonly folder: TempFolder;
 }
 
+type Order =
+  | LayerReference
+  | (LayerReference & { readonly file: string })
+  | (LayerReference & { readonly how: Misbehaviour })
+  | readonly LayerPart[];
+
 /** One node's process, and orders to it. */
 export class ClusterNode implements AsyncDisposable {
   readonly host: Host;
@@ -143,6 +190,7 @@ export class ClusterNode implements AsyncDisposable {
   readonly #folder: string;
   readonly #args: readonly string[];
   #process: ServerProcess | undefined;
+  #limited = false;
 
   constructor(host: Host, name: string, folder: string, nats: string, registry: string) {
     this.host = host;
@@ -153,6 +201,10 @@ export class ClusterNode implements AsyncDisposable {
 
   get log(): string {
     return this.#process?.log ?? '';
+  }
+
+  get pid(): number | undefined {
+    return this.#process?.pid;
   }
 
   async start(signal: AbortSignal): Promise<void> {
@@ -172,6 +224,20 @@ export class ClusterNode implements AsyncDisposable {
     return this.#ask('/provide', layer, signal);
   }
 
+  /** Puts a layer's index, which is in the file, into the cluster's store. */
+  publishIndex(layer: LayerReference, file: string, signal: AbortSignal): Promise<Fetched> {
+    return this.#ask('/index', { ...layer, file }, signal);
+  }
+
+  /** What a start reads, fetched as its profile says. */
+  startUp(parts: readonly LayerPart[], signal: AbortSignal): Promise<Fetched> {
+    return this.#ask('/start', parts, signal);
+  }
+
+  startupDigest(parts: readonly LayerPart[], signal: AbortSignal): Promise<Fetched> {
+    return this.#ask('/startup-digest', parts, signal);
+  }
+
   fetchAll(layer: LayerReference, signal: AbortSignal): Promise<Fetched> {
     return this.#ask('/fetch', layer, signal);
   }
@@ -179,6 +245,22 @@ export class ClusterNode implements AsyncDisposable {
   /** Reads the layer image from begin to end, as a start does. */
   read(layer: LayerReference, signal: AbortSignal): Promise<Fetched> {
     return this.#ask('/read', layer, signal);
+  }
+
+  /** From now on until it ends it is a bad peer to those that ask for the layer. */
+  misbehave(layer: LayerReference, how: Misbehaviour, signal: AbortSignal): Promise<Fetched> {
+    return this.#ask('/misbehave', { ...layer, how }, signal);
+  }
+
+  /** While it does not run: from its next start on its disk has only so much, and nothing on it; undefined = as before. */
+  async limitDisk(sizeBytes: number | undefined, signal: AbortSignal): Promise<void> {
+    const path = `${this.#folder}/${this.#name}`;
+    if (this.#limited) await runTool('umount', [path], signal);
+    this.#limited = false;
+    if (sizeBytes === undefined) return;
+    await mkdir(path, { recursive: true });
+    await runTool('mount', ['-t', 'tmpfs', '-o', `size=${sizeBytes}`, 'tmpfs', path], signal);
+    this.#limited = true;
   }
 
   figures(layer: LayerReference, signal: AbortSignal): Promise<Fetched> {
@@ -189,14 +271,14 @@ export class ClusterNode implements AsyncDisposable {
     await this.#process?.[Symbol.asyncDispose]();
   }
 
-  async #ask(path: string, layer: LayerReference, signal: AbortSignal): Promise<Fetched> {
+  async #ask(path: string, order: Order, signal: AbortSignal): Promise<Fetched> {
     const socketPath = `${this.#folder}/${this.#name}.sock`;
     const answer = await new Promise<{ readonly status: number; readonly body: string }>((resolve, reject) => {
       const sent = request({ socketPath, path, method: 'POST', signal }, (response) => {
         text(response).then((body) => resolve({ status: response.statusCode ?? 0, body }), reject);
       });
       sent.on('error', reject);
-      sent.end(JSON.stringify(layer));
+      sent.end(JSON.stringify(order));
     });
     if (answer.status !== 200) throw new Error(`${this.#name} cannot ${path}: ${answer.body}\n${this.log}`);
     return JSON.parse(answer.body) as Fetched;
@@ -258,7 +340,7 @@ async function startRegistry(host: Host, folder: string, signal: AbortSignal): P
 }
 
 /** Into the data that the registry will serve. */
-async function pushAll(folder: string, layers: readonly SharedLayer[], signal: AbortSignal): Promise<void> {
+async function pushAll(folder: string, layers: readonly StoredLayer[], signal: AbortSignal): Promise<void> {
   await using registry = await TestRegistry.start({ folder }, signal);
   for (const { blob, digest } of layers) {
     const url = `http://${registry.host}/v2/app/blobs/uploads/`;

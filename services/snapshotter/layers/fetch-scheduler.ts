@@ -440,7 +440,7 @@ export class FetchScheduler {
           target,
           span,
           // Peers' turn may include what this node reads from the registry for all of them.
-          source: bytes.form === 'payload' ? run.source.name : 'registry',
+          source: bytes.form === 'payload' || bytes.form === 'packed' ? run.source.name : 'registry',
           bytes: sizeBytes,
           priority: task.priority,
           waitedMs: this.#now() - task.wantedMs,

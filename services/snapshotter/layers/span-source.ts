@@ -24,10 +24,11 @@ export interface SpanRequest {
 
 /**
  * `compressed`: the span's range of the blob, as a registry has it. `decoded`: what that decodes to, out of a stream that took
- * `blobBytes` of the blob for it. `payload`: its payload as SpanMap defines it, as peers give it. None is verified yet.
+ * `blobBytes` of the blob for it. `payload`: its payload as SpanMap defines it, and `packed`: the same in one zstd
+ * frame, as peers give them. None is verified yet.
  */
 export type SpanBytes =
-  | { readonly form: 'compressed' | 'payload'; readonly bytes: Uint8Array }
+  | { readonly form: 'compressed' | 'payload' | 'packed'; readonly bytes: Uint8Array }
   | { readonly form: 'decoded'; readonly bytes: Uint8Array; readonly blobBytes: number };
 
 /**

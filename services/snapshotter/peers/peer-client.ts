@@ -2,7 +2,7 @@ import { Agent } from 'undici';
 import type { Digest } from '#shared/digest/digest.ts';
 import type { NodeRecord } from '#shared/distribution/messages.ts';
 import { ResidencyReader, type ResidencyChange } from '#shared/distribution/residency-frames.ts';
-import { formatSpanRuns, FrameReader, type SpanFrame } from '#shared/distribution/span-frames.ts';
+import { formatSpanRuns, FrameReader, PACKED_SPANS, type SpanFrame } from '#shared/distribution/span-frames.ts';
 import { releaseBytes } from './release-bytes.ts';
 
 export class PeerError extends Error {
@@ -118,7 +118,7 @@ export class PeerClient {
           origin: `${peer.tls ? 'https' : 'http'}://${host}:${peer.port}`,
           path,
           method: 'GET',
-          headers: { authorization: `Kindling ${capability}` },
+          headers: { accept: PACKED_SPANS, authorization: `Kindling ${capability}` },
         },
         {
           onRequestStart: (controller) => {
@@ -141,7 +141,9 @@ export class PeerClient {
           },
           onResponseEnd: () => end(refused),
           onResponseError: (_, cause) => {
-            const what = begun ? `The answer of ${peer.node} broke off` : `Cannot reach ${peer.node} at ${host}:${peer.port}`;
+            const what = begun
+              ? `The answer of ${peer.node} broke off`
+              : `Cannot reach ${peer.node} at ${host}:${peer.port}`;
             end(new PeerError('unreachable', what, { cause }));
           },
         },

@@ -21,8 +21,8 @@ export class PeerMetrics {
     const registers = [registry];
     const counter = <L extends string>(name: string, help: string, labelNames: L[]): Counter<L> =>
       new Counter({ name: `kindling_peer_${name}`, help, labelNames, registers });
-    this.received = counter('received_bytes_total', 'Payload bytes that came from peers', []);
-    this.sent = counter('sent_bytes_total', 'Payload bytes that went to peers', []);
+    this.received = counter('received_bytes_total', 'Bytes of spans that came from peers', []);
+    this.sent = counter('sent_bytes_total', 'Bytes of spans that went to peers', []);
     this.requests = counter('requests_total', 'Transfers asked from peers', ['outcome']);
     this.served = counter('served_total', 'Transfers that peers asked for', ['outcome']);
     this.hedged = counter('hedged_total', 'Transfers so slow that another peer was asked as well', []);

@@ -6,11 +6,12 @@ import type { KeyObject } from 'node:crypto';
 import { isDigest, type Digest } from '#shared/digest/digest.ts';
 import type { Capability } from '#shared/distribution/capability.ts';
 import { DISTRIBUTION_LIMITS, type NodeRecord } from '#shared/distribution/messages.ts';
-import { frameHeader, parseSpanRuns } from '#shared/distribution/span-frames.ts';
+import { frameHeader, PACKED_SPANS, parseSpanRuns, PLAIN_SPANS } from '#shared/distribution/span-frames.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
 import { CapabilityChecks } from './capability-checks.ts';
 import { releaseBytes } from './release-bytes.ts';
 import { ResidencyFeed } from './residency-feed.ts';
+import type { PackedSpans } from './packed-spans.ts';
 import type { PeerMetrics } from './peer-metrics.ts';
 import type { PeerTls } from './peer-client.ts';
 import type { SpanHolder } from './span-holder.ts';
@@ -21,6 +22,7 @@ export interface PeerServerOptions {
   readonly host: string;
   readonly port: number;
   readonly holder: SpanHolder;
+  readonly packed: PackedSpans;
   /** Whose capabilities count; undefined = nobody's yet. */
   readonly publicKey: () => KeyObject | undefined;
   /** Whether the span is on its way here, so that whoever asks for it may wait. */
@@ -114,7 +116,8 @@ export class PeerServer implements AsyncDisposable {
       if (runs === undefined) return this.#follow(response, layer, capability);
       const spans = parseSpanRuns(runs, SPANS_PER_REQUEST);
       if (spans === undefined) return this.#end(response, 400, 'malformed');
-      await this.#spans(response, layer, spans, signal);
+      const packs = request.headers.accept === PACKED_SPANS;
+      await this.#spans(response, { layer, spans, packs }, signal);
     } catch (error) {
       if (!gone.signal.aborted && !this.#stopping.signal.aborted) {
         this.#options.logger.debug({ err: error }, 'Cannot serve a peer');
@@ -130,7 +133,11 @@ export class PeerServer implements AsyncDisposable {
     this.#options.followed(layer, record);
   }
 
-  async #spans(response: ServerResponse, layer: Digest, spans: readonly number[], signal: AbortSignal): Promise<void> {
+  async #spans(
+    response: ServerResponse,
+    { layer, spans, packs }: { readonly layer: Digest; readonly spans: readonly number[]; readonly packs: boolean },
+    signal: AbortSignal,
+  ): Promise<void> {
     const { holder, metrics } = this.#options;
     const held = holder.get(layer);
     if (held === undefined || held.spanCount > DISTRIBUTION_LIMITS.spans) return this.#end(response, 404, 'not-here');
@@ -138,20 +145,36 @@ export class PeerServer implements AsyncDisposable {
     if (!(await this.#arrived(layer, spans, signal))) return this.#busy(response);
     using slot = await this.#slots.take(signal);
     if (slot === undefined) return this.#busy(response);
-    response.writeHead(200, { 'content-type': 'application/vnd.kindling.spans.v1' });
+    response.writeHead(200, { 'content-type': packs ? PACKED_SPANS : PLAIN_SPANS });
     for (const span of spans) {
-      const payload = holder.has(layer, span) ? await holder.readPayload(layer, span) : undefined;
-      await this.#write(response, frameHeader(span, payload?.length), signal);
-      if (payload === undefined) continue;
-      const delayMs = this.#rate.delayMs(payload.length, performance.now());
+      const sent = await this.#bytesOf(layer, span, packs);
+      await this.#write(response, frameHeader(span, sent?.bytes.length, sent?.packed), signal);
+      if (sent === undefined) continue;
+      const { bytes, packed } = sent;
+      const delayMs = this.#rate.delayMs(bytes.length, performance.now());
       if (delayMs > 0) await sleep(delayMs, undefined, { signal });
-      await this.#write(response, payload, signal, () => releaseBytes(payload));
-      metrics.sent.inc(payload.length);
+      metrics.sent.inc(bytes.length);
+      // Packed spans stay for the next who asks.
+      await this.#write(response, bytes, signal, packed ? undefined : () => releaseBytes(bytes));
     }
     // The slot is held until the bytes have left this process, so that slots mean what they say.
     response.end();
     if (!response.writableFinished) await once(response, 'finish', { signal });
     metrics.served.inc({ outcome: 'served' });
+  }
+
+  /** undefined = it is not here (any more). */
+  async #bytesOf(
+    layer: Digest,
+    span: number,
+    packs: boolean,
+  ): Promise<{ readonly bytes: Uint8Array; readonly packed: boolean } | undefined> {
+    const { holder, packed } = this.#options;
+    const read = async () => (holder.has(layer, span) ? await holder.readPayload(layer, span) : undefined);
+    const small = packs && holder.has(layer, span) ? await packed.get(layer, span, read) : undefined;
+    if (small !== undefined) return { bytes: small, packed: true };
+    const bytes = await read();
+    return bytes && { bytes, packed: false };
   }
 
   /** `gone`: the bytes have left this process. */

@@ -7,6 +7,7 @@ import type { Registry } from '#shared/telemetry/metrics.ts';
 import type { SpanSource } from '../layers/span-source.ts';
 import { BadPeers } from './bad-peers.ts';
 import { DistributorLink } from './distributor-link.ts';
+import { PackedSpans } from './packed-spans.ts';
 import { PeerClient } from './peer-client.ts';
 import { PeerMetrics } from './peer-metrics.ts';
 import { PeerServer } from './peer-server.ts';
@@ -57,10 +58,12 @@ export class Peers implements AsyncDisposable {
     await using closing = new AsyncDisposableStack();
     let link: DistributorLink | undefined;
     let source: PeerSource | undefined;
+    const packed = closing.use(new PackedSpans());
     const server = closing.use(
       await PeerServer.listen({
         ...values.peerListen,
         holder,
+        packed,
         publicKey: () => link?.publicKey,
         arriving: (layer, span) => source?.arriving(layer, span) === true,
         followed: (layer, by) => source?.followed(layer, by),
@@ -96,6 +99,8 @@ export class Peers implements AsyncDisposable {
       registry: options.source,
       authorizationOf: (repository, signal) => registry.authorizationOf(repository, signal),
       holder,
+      packed,
+      claims: bus.claims,
       badPeers: new BadPeers(),
       pace: new TransferPace(),
       rates,

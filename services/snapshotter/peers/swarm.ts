@@ -1,3 +1,4 @@
+import type { Claims } from '#shared/bus/bus.ts';
 import type { Digest } from '#shared/digest/digest.ts';
 import { DISTRIBUTION_LIMITS, type NodeRecord } from '#shared/distribution/messages.ts';
 import { SpanSet } from '#shared/distribution/span-set.ts';
@@ -8,10 +9,12 @@ import type { BadPeers } from './bad-peers.ts';
 import type { DistributorLink } from './distributor-link.ts';
 import { Membership } from './membership.ts';
 import { Neighbourhood, type Neighbour } from './neighbourhood.ts';
+import type { PackedSpans } from './packed-spans.ts';
 import { PeerError, type PeerClient } from './peer-client.ts';
 import type { PeerMetrics } from './peer-metrics.ts';
 import type { SpanHolder } from './span-holder.ts';
 import { adjacentRuns } from './adjacent-runs.ts';
+import { RegistryReads, type Work } from './registry-reads.ts';
 import type { SourceRates } from './source-rates.ts';
 import { SpanPicker, type Pick } from './span-picker.ts';
 import { SwarmCalls } from './swarm-calls.ts';
@@ -26,6 +29,8 @@ export interface SwarmDeps {
   readonly registry: SpanSource;
   readonly authorizationOf: (repository: string, signal: AbortSignal) => Promise<string | undefined>;
   readonly holder: SpanHolder;
+  readonly claims: Claims;
+  readonly packed: PackedSpans;
   readonly badPeers: BadPeers;
   readonly pace: TransferPace;
   readonly rates: SourceRates;
@@ -35,10 +40,11 @@ export interface SwarmDeps {
   readonly idle: (swarm: Swarm) => void;
 }
 
-/** A transfer from a peer or a read from the registry. */
-interface Work {
-  readonly missing: Set<number>;
-  readonly abort: AbortController;
+/** Bytes that are not verified yet. */
+interface Sent {
+  readonly node: string;
+  readonly atMs: number;
+  readonly packed: Uint8Array | undefined;
 }
 
 const REGISTRY = '';
@@ -55,11 +61,10 @@ export class Swarm {
   readonly #calls = new SwarmCalls();
   readonly #neighbours: Neighbourhood;
   readonly #membership: Membership;
+  readonly #reads: RegistryReads;
   readonly #works = new Set<Work>();
-  /** Spans being read from the registry. */
-  readonly #reading = new Set<number>();
   /** Who sent a span that is not verified yet, and when. */
-  readonly #senders = new Map<number, { readonly node: string; readonly atMs: number }>();
+  readonly #senders = new Map<number, Sent>();
   readonly #located = new Map<number, number>();
   readonly #stopping = new AbortController();
   readonly #running = new Set<Promise<void>>();
@@ -91,7 +96,7 @@ export class Swarm {
       ...deps,
       layer,
       spanCount: map.spanCount,
-      state: () => ({ origins: this.#origins, wants: this.#wants(), fetching: this.#readingList() }),
+      state: () => ({ origins: this.#origins, wants: this.#wants(), fetching: this.#reads.list() }),
       joined: (neighbours) => {
         this.#wantsSaid = true;
         this.#waiting = false;
@@ -113,6 +118,19 @@ export class Swarm {
       changed: () => this.#pumpSoon(),
       logger: deps.logger,
     });
+    this.#reads = new RegistryReads({
+      layer,
+      map,
+      deps,
+      calls: this.#calls,
+      picker: this.#picker,
+      works: this.#works,
+      progressMs: () => this.#progressMs,
+      delivered: (span, bytes) => this.#delivered(span, bytes, REGISTRY),
+      giveUp: (span) => this.#giveUp(span),
+      ended: () => this.#pumpSoon(),
+      stopping: this.#stopping.signal,
+    });
     this.#stops = [
       deps.link.onLease(layer, (spans) => this.#leased(spans)),
       deps.link.onEpoch(() => {
@@ -122,7 +140,11 @@ export class Swarm {
         if (other !== layer) return;
         const sender = this.#senders.get(span)?.node ?? REGISTRY;
         if (sender !== REGISTRY) deps.outbox.say(layer, map.spanCount, { fromPeers: [span] });
-        if (this.#senders.delete(span)) this.#pumpSoon();
+        const sent = this.#senders.get(span);
+        if (sent === undefined) return;
+        this.#senders.delete(span);
+        if (sent.packed !== undefined) deps.packed.keep(layer, span, sent.packed);
+        this.#pumpSoon();
       }),
     ];
     this.#timer = setInterval(() => this.#tick(), SWARM_LIMITS.tickMs);
@@ -224,7 +246,7 @@ export class Swarm {
     while (this.#aloneRuns < SWARM_LIMITS.aloneRuns) {
       const open = this.#picker.nowhere(this.#neighbours.size === 0 ? 1 : 4096, false);
       const span = open[Math.floor(Math.random() * open.length)];
-      if (span === undefined) return;
+      if (span === undefined || this.#reads.isElsewhere(span)) return;
       this.#aloneRuns++;
       this.#track(
         this.#readFrom(span, 'alone').finally(() => {
@@ -246,7 +268,7 @@ export class Swarm {
       spans.push(span);
     }
     this.#deps.outbox.say(this.layer, this.#map.spanCount, { fetching: spans });
-    return this.#read(spans, how);
+    return this.#reads.read(spans, how);
   }
 
   #sayWants(now: number): void {
@@ -269,57 +291,14 @@ export class Swarm {
     this.#waiting = false;
     const { holder, outbox } = this.#deps;
     // Also what is in flight from a peer: a lease means that nobody has it, so that peer waits for it as well, maybe for us.
-    const mine = spans.filter((span) => this.#calls.has(span) && !this.#reading.has(span));
+    const mine = spans.filter((span) => this.#calls.has(span) && !this.#reads.has(span));
     const back = spans.filter(
-      (span) => !mine.includes(span) && !this.#reading.has(span) && !holder.has(this.layer, span),
+      (span) => !mine.includes(span) && !this.#reads.has(span) && !holder.has(this.layer, span),
     );
     if (back.length > 0) outbox.say(this.layer, this.#map.spanCount, { released: back });
-    for (const run of adjacentRuns(mine, this.#map, SWARM_LIMITS.aloneRunBytes)) this.#track(this.#read(run, 'lease'));
+    for (const run of adjacentRuns(mine, this.#map, SWARM_LIMITS.aloneRunBytes))
+      this.#track(this.#reads.read(run, 'lease'));
     this.#pumpSoon();
-  }
-
-  /** Reads adjacent spans from the registry. What fails is left to the scheduler, whose next source is the registry. */
-  async #read(spans: readonly number[], how: string): Promise<void> {
-    const [first] = spans;
-    const last = spans.at(-1);
-    const request = first === undefined ? undefined : this.#calls.requestOf(first);
-    if (request === undefined || first === undefined || last === undefined) return;
-    const { registry, outbox, metrics, rates, logger } = this.#deps;
-    metrics.leases.inc({ how }, spans.length);
-    const work: Work = { missing: new Set(spans), abort: new AbortController() };
-    const startMs = performance.now();
-    let bytesRead = 0;
-    this.#works.add(work);
-    for (const span of spans) {
-      this.#picker.reserve(span);
-      this.#reading.add(span);
-    }
-    try {
-      await registry.fetch(
-        { ...request, first, last },
-        (span, bytes) => {
-          work.missing.delete(span);
-          this.#reading.delete(span);
-          bytesRead += this.#map.payloadLength(span);
-          return this.#delivered(span, bytes, REGISTRY);
-        },
-        work.abort.signal,
-      );
-      rates.registryTook(bytesRead, performance.now() - startMs);
-    } catch (error) {
-      if (!work.abort.signal.aborted) {
-        rates.registryFailed();
-        logger.debug({ err: error, layer: this.layer, first, last }, 'Cannot read from the registry');
-      }
-    } finally {
-      this.#works.delete(work);
-      for (const span of work.missing) this.#reading.delete(span);
-      if (work.missing.size > 0) {
-        outbox.say(this.layer, this.#map.spanCount, { released: [...work.missing] });
-        for (const span of work.missing) this.#giveUp(span);
-      }
-      this.#pumpSoon();
-    }
   }
 
   async #transfer(pick: Pick<string>): Promise<void> {
@@ -356,8 +335,9 @@ export class Swarm {
       await client.spans(
         record,
         ask,
-        ({ span, payload }) => {
-          if (payload === undefined) {
+        (frame) => {
+          const { span } = frame;
+          if (frame.form === 'absent') {
             this.#picker.mark(record.node, span, false);
             outcome = 'absent';
             this.#neighbours.absent(record.node);
@@ -365,10 +345,13 @@ export class Swarm {
             this.#located.set(span, performance.now() - SWARM_LIMITS.stallMs + SWARM_LIMITS.absentMs);
             return;
           }
+          const { form, bytes } = frame;
           work.missing.delete(span);
-          bytesCame += payload.length;
-          metrics.received.inc(payload.length);
-          void this.#delivered(span, { form: 'payload', bytes: payload }, record.node);
+          bytesCame += bytes.length;
+          metrics.received.inc(bytes.length);
+          // A copy, since these go to another thread; kept for others once they are verified.
+          const packed = form === 'packed' && this.#calls.has(span) ? Uint8Array.from(bytes) : undefined;
+          void this.#delivered(span, { form, bytes }, record.node, packed);
           if (!hedged) timer.refresh();
         },
         work.abort.signal,
@@ -402,10 +385,10 @@ export class Swarm {
     return error instanceof PeerError ? error.code : 'failed';
   }
 
-  #delivered(span: number, bytes: SpanBytes, node: string): Promise<void> | undefined {
+  #delivered(span: number, bytes: SpanBytes, node: string, packed?: Uint8Array): Promise<void> | undefined {
     if (!this.#calls.has(span)) return undefined;
     const now = performance.now();
-    this.#senders.set(span, { node, atMs: now });
+    this.#senders.set(span, { node, atMs: now, packed });
     this.#progressMs = now;
     if (node !== REGISTRY && now - (this.#calls.sinceMs(span) ?? 0) < this.#patienceMs / 2) {
       this.#patienceMs = Math.min(SWARM_LIMITS.patienceMs, this.#patienceMs * 2);
@@ -464,8 +447,8 @@ export class Swarm {
     }
     this.#membership.check(this.#neighbours.size);
     if (now - this.#askedMs > SWARM_LIMITS.stallMs) this.#waiting = false;
-    if (this.#reading.size > 0) {
-      this.#deps.outbox.say(this.layer, this.#map.spanCount, { fetching: this.#readingList() });
+    if (this.#reads.size > 0) {
+      this.#deps.outbox.say(this.layer, this.#map.spanCount, { fetching: this.#reads.list() });
     }
     const stalled = now - this.#progressMs > SWARM_LIMITS.stallMs;
     if (stalled && !this.#decidesAlone()) this.#locate(now, this.#picker.nowhere(SWARM_LIMITS.located, false));
@@ -475,9 +458,9 @@ export class Swarm {
       const demanded = this.#picker.isDemanded(span);
       const patienceMs = demanded ? this.#patienceMs : SWARM_LIMITS.prefetchPatienceMs;
       const waitedMs = now - Math.max(this.#calls.sinceMs(span) ?? now, demanded ? 0 : this.#progressMs);
-      if (waitedMs <= patienceMs || this.#reading.has(span) || this.#reading.size >= 8) continue;
+      if (waitedMs <= patienceMs || this.#reads.has(span) || this.#reads.size >= 8) continue;
       late ||= demanded;
-      this.#track(this.#read([span], 'impatient'));
+      this.#track(this.#reads.read([span], 'impatient'));
     }
     if (late) this.#patienceMs = Math.max(SWARM_LIMITS.leastPatienceMs, this.#patienceMs / 2);
     this.#pumpSoon();
@@ -485,10 +468,6 @@ export class Swarm {
 
   #wants(): SpanSet {
     return SpanSet.of(this.#map.spanCount, this.#calls.spans());
-  }
-
-  #readingList(): number[] {
-    return [...this.#reading].slice(0, DISTRIBUTION_LIMITS.listed);
   }
 
   #track(work: Promise<void>): void {

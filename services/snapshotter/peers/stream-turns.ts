@@ -1,0 +1,96 @@
+import type { Claim, Claims } from '#shared/bus/bus.ts';
+import { hexOf } from '#shared/digest/digest.ts';
+import type { SpanMap } from '#shared/layer/span-map.ts';
+import { adjacentRuns } from './adjacent-runs.ts';
+
+/** Another node that has the turn is asked about again after this. */
+const LOOK_MS = 1_000;
+/** Nothing has come for so long, though another node has the turn: then this one reads as well. */
+const PATIENCE_MS = 15_000;
+
+export interface StreamTurnsDeps {
+  readonly claims: Claims;
+  /** Whether other nodes can be reached: else there is nobody to wait for. */
+  readonly together: () => boolean;
+  /** When something of the layer came last, or was wanted first. */
+  readonly progressMs: () => number;
+  /** Whether the span is to be read: wanted, and not on its way. */
+  readonly isWanted: (span: number) => boolean;
+  /** These are being read now. */
+  readonly fetching: (spans: readonly number[]) => void;
+  readonly stopping: AbortSignal;
+}
+
+/**
+ * Who reads what only comes as a whole, one after the other from a front of the blob: one node of the cluster at a time, and then all of
+ * it. The others get it from that node as it passes there.
+ */
+export class StreamTurns {
+  readonly #map: SpanMap;
+  readonly #deps: StreamTurnsDeps;
+  /** By the first span of the stream: until when it is not asked for, since another node reads it; `ours`: this one does. */
+  readonly #states = new Map<number, number | 'ours' | 'asking'>();
+
+  constructor(map: SpanMap, deps: StreamTurnsDeps) {
+    this.#map = map;
+    this.#deps = deps;
+  }
+
+  /** Another node reads the span, as far as is known: it must not be chosen to be read here now. */
+  isElsewhere(span: number): boolean {
+    const stream = this.#map.streamOf(span);
+    return stream !== undefined && this.#isOut(stream[0]);
+  }
+
+  /** Has the spans read (`read` takes adjacent ones), and with each part of a stream all of it; nothing where another node does that. */
+  async read(spans: readonly number[], read: (spans: readonly number[]) => Promise<void>): Promise<void> {
+    const alone = spans.filter((span) => this.#map.streamOf(span) === undefined);
+    const streams = new Map(
+      spans.flatMap((span) => [this.#map.streamOf(span) ?? []]).map(([first, last]) => [first, last]),
+    );
+    const parts = Array.from(adjacentRuns(alone, this.#map, Infinity), async (run) => await read(run));
+    for (const [first, last] of streams) {
+      if (first !== undefined && last !== undefined) parts.push(this.#readStream(first, last, read));
+    }
+    await Promise.all(parts);
+  }
+
+  async #readStream(first: number, last: number, read: (spans: readonly number[]) => Promise<void>): Promise<void> {
+    if (this.#isOut(first)) return;
+    const isOurs = this.#states.get(first) === 'ours';
+    const claim = isOurs ? undefined : await this.#claim(first);
+    if (claim === 'elsewhere') return;
+    try {
+      this.#states.set(first, 'ours');
+      const spans: number[] = [];
+      for (let span = first; span <= last; span++) if (this.#deps.isWanted(span)) spans.push(span);
+      if (spans.length === 0) return;
+      this.#deps.fetching(spans);
+      await read(spans);
+    } finally {
+      if (!isOurs) this.#states.delete(first);
+      await claim?.[Symbol.asyncDispose]();
+    }
+  }
+
+  #isOut(first: number): boolean {
+    const state = this.#states.get(first);
+    return state === 'asking' || (typeof state === 'number' && state > performance.now());
+  }
+
+  /** undefined: read without one, since nobody can be asked or whoever has it brings nothing. */
+  async #claim(first: number): Promise<Claim | 'elsewhere' | undefined> {
+    if (!this.#deps.together()) return undefined;
+    this.#states.set(first, 'asking');
+    let claim: Claim | undefined;
+    try {
+      claim = await this.#deps.claims.claim(`stream-${hexOf(this.#map.layer)}-${first}`, this.#deps.stopping);
+    } catch {
+      this.#states.delete(first);
+      return undefined;
+    }
+    if (claim !== undefined || performance.now() - this.#deps.progressMs() > PATIENCE_MS) return claim;
+    this.#states.set(first, performance.now() + LOOK_MS);
+    return 'elsewhere';
+  }
+}
