@@ -22,8 +22,8 @@ export interface AgentProcess {
   ready(timeoutMs: number): Promise<boolean>;
   readonly ended: Promise<AgentEnd>;
   go(): void;
-  /** Hands a connection on; false when it has ended, or is about to. */
-  take(socket: Socket): boolean;
+  /** Hands a connection on; false when it ended, or is about to, before it had it. */
+  take(socket: Socket): Promise<boolean>;
   /** SIGTERM, and after `timeoutMs` SIGKILL. Settles at its end. */
   stop(timeoutMs: number): Promise<void>;
   kill(): void;
@@ -144,10 +144,17 @@ export function startAgent(start: AgentStart & { readonly script: string }, log:
     ready: async (timeoutMs) => await within(ready.promise, timeoutMs),
     ended: ended.promise,
     go: () => tell({ kind: 'go' }),
-    take(socket) {
+    async take(socket) {
       if (over || stopping || !isReady || !child.connected) return false;
-      child.send({ kind: 'connection' } satisfies ToAgent, socket, {}, () => {});
-      return true;
+      const sent = new Promise<boolean>((resolve) => {
+        child.send({ kind: 'connection' } satisfies ToAgent, socket, {}, (error) => {
+          // Node has taken it from the socket, and closed it.
+          if (error !== null) socket.destroy();
+          resolve(true);
+        });
+      });
+      // Node sends one handle at a time, and forgets those that wait when the channel breaks.
+      return await Promise.race([sent, ended.promise.then(() => false)]);
     },
     kill: () => void child.kill('SIGKILL'),
     async stop(timeoutMs) {

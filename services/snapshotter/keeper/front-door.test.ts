@@ -27,7 +27,7 @@ function echo(): Doorkeeper & { readonly taken: Promise<Socket> } {
       taken.resolve(socket);
       socket.pipe(socket);
       socket.resume();
-      return true;
+      return Promise.resolve(true);
     },
   };
 }
@@ -44,11 +44,30 @@ test('A client that comes while no agent serves waits for the next one, with wha
   assert.equal(statSync(path).mode & 0o777, 0o600);
   const client = await dial(context, path);
   client.write('early');
-  door.lead({ take: () => false });
+  door.lead({ take: () => Promise.resolve(false) });
   door.lead(undefined);
   door.lead(echo());
   const [answer] = (await once(client, 'data')) as [Buffer];
   assert.equal(answer.toString(), 'early');
+});
+
+test('A client that was offered to an agent which then ended goes to the next one', async (context) => {
+  const { door, path } = await open(context);
+  const offered = Promise.withResolvers<void>();
+  const ended = Promise.withResolvers<boolean>();
+  door.lead({
+    take: async () => {
+      offered.resolve();
+      return await ended.promise;
+    },
+  });
+  const client = await dial(context, path);
+  client.write('still here');
+  await offered.promise;
+  door.lead(echo());
+  ended.resolve(false);
+  const [answer] = (await once(client, 'data')) as [Buffer];
+  assert.equal(answer.toString(), 'still here');
 });
 
 test('A client that comes while an agent serves is handed on', async (context) => {

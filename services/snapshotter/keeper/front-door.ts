@@ -2,9 +2,10 @@ import { chmod, lstat, mkdir, rename, rm } from 'node:fs/promises';
 import { createServer, type Server, type Socket } from 'node:net';
 import { dirname } from 'node:path';
 
-/** Takes over connections; false when it cannot any more. */
+/** Takes over connections. */
 export interface Doorkeeper {
-  take(socket: Socket): boolean;
+  /** False when it ended, or is about to, before it had the socket; that is then still the caller's. */
+  take(socket: Socket): Promise<boolean>;
 }
 
 /**
@@ -24,6 +25,9 @@ export class FrontDoor {
   readonly #path: string;
   readonly #inode: number;
   #waiting: Socket[] = [];
+  /** Those that an agent has not got yet. */
+  readonly #offered = new Set<Socket>();
+  #closed = false;
   #agent: Doorkeeper | undefined;
 
   private constructor(server: Server, path: string, inode: number) {
@@ -32,7 +36,7 @@ export class FrontDoor {
     this.#inode = inode;
     server.on('connection', (socket) => {
       socket.on('error', () => socket.destroy());
-      if (this.#waiting.length >= MAX_WAITING) {
+      if (this.#waiting.length + this.#offered.size >= MAX_WAITING) {
         socket.destroy();
         return;
       }
@@ -66,7 +70,8 @@ export class FrontDoor {
   }
 
   async close(): Promise<void> {
-    for (const socket of this.#waiting.splice(0)) socket.destroy();
+    this.#closed = true;
+    for (const socket of [...this.#waiting.splice(0), ...this.#offered]) socket.destroy();
     this.#server.close();
     const here = await lstat(this.#path).catch(() => undefined);
     if (here?.ino === this.#inode) await rm(this.#path, { force: true });
@@ -79,6 +84,16 @@ export class FrontDoor {
   #handOn(): void {
     const agent = this.#agent;
     if (agent === undefined) return;
-    this.#waiting = this.#waiting.filter((socket) => !socket.destroyed && !agent.take(socket));
+    for (const socket of this.#waiting.splice(0)) void this.#offer(socket, agent);
+  }
+
+  async #offer(socket: Socket, agent: Doorkeeper): Promise<void> {
+    if (socket.destroyed) return;
+    this.#offered.add(socket);
+    const taken = await agent.take(socket);
+    this.#offered.delete(socket);
+    if (taken || this.#closed) return;
+    this.#waiting.push(socket);
+    if (this.#agent !== agent) this.#handOn();
   }
 }
