@@ -93,6 +93,7 @@ export async function runAgent(
     ],
     ztocs: trusted.isEmpty ? undefined : new SociIndexes(registry, trusted),
     streamed: new BlobStreamer({ registry, keepIndex: values.natsUrl !== undefined }),
+    claims: bus?.claims,
     publishIndex: async (layer, index, ends) => {
       if (values.natsUrl !== undefined && bus !== undefined) await new ClusterIndexes(bus).publish(layer, index, ends);
     },

@@ -1,4 +1,6 @@
-import { mkdir, rm } from 'node:fs/promises';
+import { mkdir, readFile, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { Claim, Claims } from '#shared/bus/bus.ts';
 import type { Digest } from '#shared/digest/digest.ts';
 import { TOC_DIGEST_ANNOTATION, ZSTD_CHUNKED_CHECKSUM_ANNOTATIONS } from '#shared/formats/toc/toc-tail.ts';
 import { findExternalToc } from '#shared/indexes/external-toc.ts';
@@ -10,7 +12,9 @@ import { formatReference, parseReference, type Reference } from '#shared/registr
 import type { RegistryClient } from '#shared/registry/registry-client.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
 import { NotLazyError, type LayerRequest } from '../snapshots/layer-provider.ts';
+import { IndexTurn } from './index-turn.ts';
 import type { LayerDirectory } from './layer-directory.ts';
+import { LAYER_FILES } from './layer-folder.ts';
 import type { LayerRecord } from './layer-record.ts';
 import type { BuiltLayer } from './worker-job.ts';
 import { WorkerError, type WorkerPool } from './worker-pool.ts';
@@ -30,6 +34,8 @@ export interface StreamBuilder {
   ): Promise<BuiltLayer>;
 }
 
+export type PublishIndex = (layer: Digest, index: Uint8Array, signal: AbortSignal) => Promise<void>;
+
 /** A layer whose size, type and annotations are known. */
 interface ResolvedRequest {
   readonly request: LayerRequest;
@@ -40,15 +46,15 @@ interface ResolvedRequest {
 }
 
 interface Built {
-  /** Found out here, by reading the whole blob: worth telling others. */
-  readonly isNews?: true;
+  /** Ends when others have been told of the index, which was found out here. */
+  readonly published?: Promise<void>;
   readonly built: BuiltLayer;
   readonly downloadedBytes: number;
 }
 
 export interface BuiltFolder {
-  /** Whether nobody else is known to have the layer's index. */
-  readonly isNews: boolean;
+  /** Ends when others have been told of the index, where it was made here; rejects where they could not. */
+  readonly published: Promise<void> | undefined;
   readonly record: LayerRecord;
   /** Still to be published. */
   readonly folder: string;
@@ -86,6 +92,8 @@ export class LayerBuilder {
   readonly #indexes: readonly IndexSource[];
   readonly #ztocs: ZtocSource | undefined;
   readonly #streamed: StreamBuilder;
+  readonly #publishIndex: PublishIndex | undefined;
+  readonly #turn: IndexTurn;
   readonly #logger: Logger;
   readonly #manifests = new Map<string, Promise<readonly Descriptor[]>>();
 
@@ -96,6 +104,10 @@ export class LayerBuilder {
     readonly indexes: readonly IndexSource[];
     readonly ztocs?: ZtocSource | undefined;
     readonly streamed: StreamBuilder;
+    /** Tells other nodes of an index that was made here; undefined where there are none. */
+    readonly publishIndex?: PublishIndex | undefined;
+    /** So that of several nodes one reads a blob; undefined where there are none. */
+    readonly claims?: Pick<Claims, 'claim'> | undefined;
     readonly logger: Logger;
   }) {
     this.#directory = options.directory;
@@ -104,6 +116,8 @@ export class LayerBuilder {
     this.#indexes = options.indexes;
     this.#ztocs = options.ztocs;
     this.#streamed = options.streamed;
+    this.#publishIndex = options.publishIndex;
+    this.#turn = new IndexTurn(options.claims);
     this.#logger = options.logger;
   }
 
@@ -112,14 +126,14 @@ export class LayerBuilder {
     const folder = await this.#directory.begin();
     try {
       const resolved = await this.#resolve(request, signal);
-      const { built, downloadedBytes, isNews = false } = await this.#buildIn(folder, resolved, signal);
+      const { built, downloadedBytes, published } = await this.#buildIn(folder, resolved, signal);
       const { sizeBytes, mediaType, annotations } = resolved;
       const record: LayerRecord = {
         version: 1,
         ...built,
         requests: [{ ...request, sizeBytes, mediaType, annotations: { ...annotations } }],
       };
-      return { record, folder, downloadedBytes, isNews };
+      return { record, folder, downloadedBytes, published };
     } catch (error) {
       await rm(folder, { recursive: true, force: true });
       signal.throwIfAborted();
@@ -128,17 +142,10 @@ export class LayerBuilder {
   }
 
   async #buildIn(folder: string, resolved: ResolvedRequest, signal: AbortSignal): Promise<Built> {
-    const { layer } = resolved.request;
     const index = await this.#findIndex(resolved, signal);
     if (index !== undefined) {
-      try {
-        const built = await this.#workers.run({ kind: 'build-index', layer, folder, index }, 'prefetch');
-        return { built, downloadedBytes: 0 };
-      } catch (error) {
-        // A bad index of somebody else's must not keep the layer from starting: its blob can be read without.
-        this.#logger.warn({ layer, err: error }, 'Cannot use the index that was found');
-        await this.#clear(folder);
-      }
+      const built = await this.#buildFromIndex(folder, resolved, index);
+      if (built !== undefined) return built;
     }
     if (TOC_ANNOTATIONS.some((name) => resolved.annotations[name] !== undefined)) {
       const built = await this.#buildFromToc(folder, resolved, signal);
@@ -146,9 +153,52 @@ export class LayerBuilder {
     }
     const bySoci = await this.#buildFromZtoc(folder, resolved, signal);
     if (bySoci !== undefined) return bySoci;
-    const { repository, sizeBytes, mediaType } = resolved;
+    // One that cannot be used is there for good: nothing better is to be waited for.
+    if (index !== undefined) return await this.#buildFromBlob(folder, resolved, undefined, signal);
+    // What other nodes publish comes to the first place, which costs no registry a request.
+    const find = async () => await this.#findIndex(resolved, signal, 1);
+    const turn = await this.#turn.wait(resolved.request.layer, resolved.sizeBytes, find, signal);
+    if ('claim' in turn) return await this.#buildFromBlob(folder, resolved, turn.claim, signal);
+    return (
+      (await this.#buildFromIndex(folder, resolved, turn.index)) ??
+      (await this.#buildFromBlob(folder, resolved, undefined, signal))
+    );
+  }
+
+  /** undefined: it cannot be used. */
+  async #buildFromIndex(folder: string, resolved: ResolvedRequest, index: Uint8Array): Promise<Built | undefined> {
+    const { layer } = resolved.request;
+    try {
+      const built = await this.#workers.run({ kind: 'build-index', layer, folder, index }, 'prefetch');
+      return { built, downloadedBytes: 0 };
+    } catch (error) {
+      // A bad index of somebody else's must not keep the layer from starting: its blob can be read without.
+      this.#logger.warn({ layer, err: error }, 'Cannot use the index that was found');
+      await this.#clear(folder);
+      return undefined;
+    }
+  }
+
+  /** `claim`: others wait for the index, until it is disposed of. */
+  async #buildFromBlob(
+    folder: string,
+    resolved: ResolvedRequest,
+    claim: Claim | undefined,
+    signal: AbortSignal,
+  ): Promise<Built> {
+    const { request, repository, sizeBytes, mediaType } = resolved;
+    const { layer } = request;
+    await using held = new AsyncDisposableStack();
+    held.use(claim);
     const built = await this.#streamed.build({ repository, layer, sizeBytes, mediaType }, folder, signal);
-    return { built, downloadedBytes: sizeBytes, isNews: true };
+    if (built.indexDigest === undefined || this.#publishIndex === undefined)
+      return { built, downloadedBytes: sizeBytes };
+    // Its folder moves while others are told.
+    const index = await readFile(join(folder, LAYER_FILES.index), { signal });
+    const published = publish(this.#publishIndex, layer, index, held.move(), signal);
+    // Whoever takes the layer waits for it.
+    published.catch(() => undefined);
+    return { built, downloadedBytes: sizeBytes, published };
   }
 
   /** For another attempt in the same folder. */
@@ -179,10 +229,10 @@ export class LayerBuilder {
     }
   }
 
-  async #findIndex(resolved: ResolvedRequest, signal: AbortSignal): Promise<Uint8Array | undefined> {
+  async #findIndex(resolved: ResolvedRequest, signal: AbortSignal, places = Infinity): Promise<Uint8Array | undefined> {
     const { request } = resolved;
     const wanted = indexRequest(resolved);
-    for (const source of this.#indexes) {
+    for (const source of this.#indexes.slice(0, places)) {
       try {
         const index = await source.find(wanted, signal);
         if (index !== undefined) return index;
@@ -287,6 +337,18 @@ export class LayerBuilder {
 function indexRequest({ request, repository, sizeBytes, mediaType, annotations }: ResolvedRequest): IndexRequest {
   const { layer, manifest } = request;
   return { layer, sizeBytes, mediaType, repository, annotations, ...(manifest === undefined ? {} : { manifest }) };
+}
+
+async function publish(
+  tell: PublishIndex,
+  layer: Digest,
+  index: Uint8Array,
+  held: AsyncDisposableStack,
+  signal: AbortSignal,
+): Promise<void> {
+  await using until = held;
+  void until;
+  await tell(layer, index, signal);
 }
 
 function tailLength(sizeBytes: number, annotations: Readonly<Record<string, string>>): number {

@@ -1,5 +1,6 @@
-import { readFile, stat } from 'node:fs/promises';
+import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
+import type { Claims } from '#shared/bus/bus.ts';
 import type { Digest } from '#shared/digest/digest.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
 import type { LayerFile, LayerFiles } from '../fuse/layer-files.ts';
@@ -16,7 +17,7 @@ import type { FetchLimits } from './fetch-pace.ts';
 import { Layer, type LayerContext } from './layer.ts';
 import type { IndexSource } from '#shared/indexes/index-source.ts';
 import type { ZtocSource } from '#shared/indexes/soci-indexes.ts';
-import { LayerBuilder, type StreamBuilder } from './layer-builder.ts';
+import { LayerBuilder, type PublishIndex, type StreamBuilder } from './layer-builder.ts';
 import { LayerDirectory } from './layer-directory.ts';
 import { LayerReadError } from './layer-error.ts';
 import type { LayerMounts } from './layer-mounts.ts';
@@ -36,7 +37,9 @@ export interface LayerStoreOptions {
   readonly ztocs?: ZtocSource | undefined;
   readonly streamed: StreamBuilder;
   /** Tells other nodes of an index that was made here; undefined where there are none. */
-  readonly publishIndex?: ((layer: Digest, index: Uint8Array, signal: AbortSignal) => Promise<void>) | undefined;
+  readonly publishIndex?: PublishIndex | undefined;
+  /** So that of several nodes one reads a blob that nobody has indexed; undefined where there are none. */
+  readonly claims?: Pick<Claims, 'claim'> | undefined;
   /** Peers first, the registry last. */
   readonly sources: readonly SpanSource[];
   readonly statistics: LayerStatistics;
@@ -323,7 +326,7 @@ export class LayerStore implements LayerFiles, LayerProvider {
 
   async #build(request: LayerRequest): Promise<Layer> {
     const signal = this.#stopping.signal;
-    const { record, folder, downloadedBytes, isNews } = await this.#builder.build(request, signal);
+    const { record, folder, downloadedBytes, published } = await this.#builder.build(request, signal);
     this.#options.statistics.built(request.layer, downloadedBytes);
     // What is being taken away must not take the new folder with it.
     await this.#removing.get(request.layer);
@@ -332,17 +335,8 @@ export class LayerStore implements LayerFiles, LayerProvider {
     this.#add(layer);
     this.#evictor.used(layer.layer);
     this.#background(this.#evictor.keepQuota());
-    if (isNews && record.indexDigest !== undefined) this.#background(this.#publish(layer));
+    if (published !== undefined) this.#background(published);
     return layer;
-  }
-
-  /** One pass over a blob is enough for all nodes. */
-  async #publish(layer: Layer): Promise<void> {
-    const { publishIndex } = this.#options;
-    if (publishIndex === undefined) return;
-    const { signal } = this.#stopping;
-    const index = await readFile(this.#directory.file(layer.layer, 'index'), { signal });
-    await publishIndex(layer.layer, index, signal);
   }
 
   async #mount(layer: Layer, signal: AbortSignal): Promise<string> {
