@@ -77,7 +77,15 @@ export function parseEstargzFooter(tail: Buffer): EstargzFooter | undefined {
 
 /** The 51 bytes that end an eStargz blob. */
 export function estargzFooter(tocOffset: number): Buffer {
-  const extra = subfield(`${tocOffset.toString(16).padStart(16, '0')}${MAGIC}`);
+  return footer(subfield(`${tocOffset.toString(16).padStart(16, '0')}${MAGIC}`));
+}
+
+/** The 46 bytes that end an eStargz blob whose TOC lies outside of it. */
+export function externalTocFooter(): Buffer {
+  return footer(subfield(EXTERNAL_MAGIC));
+}
+
+function footer(extra: Buffer): Buffer {
   const xlen = Buffer.alloc(2);
   xlen.writeUInt16LE(extra.length);
   return Buffer.concat([HEADER, xlen, extra, TRAILER]);
