@@ -14,6 +14,7 @@ import type { EmbeddedServices } from './embedded-services.ts';
 import type { FuseSession } from './fuse/fuse-session.ts';
 import { subscribeToImages } from './images/image-subscriber.ts';
 import { LazyPull } from './images/lazy-pull.ts';
+import { deleteLeasesOfLostPulls } from './images/left-leases.ts';
 import type { KeeperLink } from './keeper/keeper-link.ts';
 import type { LayerMounts } from './layers/layer-mounts.ts';
 import type { LayerStatistics } from './layers/layer-statistics.ts';
@@ -27,6 +28,8 @@ import { SnapshotStore } from './snapshots/snapshot-store.ts';
 import { wallClock } from './snapshots/wall-clock.ts';
 
 const SQLITE_BUSY = 5;
+/** What containerd gets to answer in, where nobody waits for it. */
+const CONTAINERD_MS = 10_000;
 /** Below the keeper's patience with an agent that is not ready. */
 const DATABASE_WAIT_MS = 10_000;
 const DATABASE_RETRY_MS = 20;
@@ -179,8 +182,21 @@ export class NodeServices implements AsyncDisposable {
     }
     // Nor will anybody evict for a layer that was made just before.
     await store.keepQuota();
+    await this.#forgetLostPulls(signal);
     if (signal.aborted) return;
     await new Promise<void>((resolve) => signal.addEventListener('abort', () => resolve(), { once: true }));
+  }
+
+  async #forgetLostPulls(signal: AbortSignal): Promise<void> {
+    const { values, logger } = this.#parts;
+    try {
+      const bounded = AbortSignal.any([signal, AbortSignal.timeout(CONTAINERD_MS)]);
+      const leases = await deleteLeasesOfLostPulls(values.containerd, bounded);
+      if (leases > 0) logger.info({ leases }, 'Deleted the leases of pulls that an earlier agent did not end');
+    } catch (error) {
+      // Without containerd there is nothing to forget yet; the leases expire by themselves.
+      logger.debug({ err: error }, 'Cannot look for the leases of pulls that an earlier agent did not end');
+    }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

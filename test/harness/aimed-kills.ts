@@ -196,9 +196,15 @@ function lives(pid: number): boolean {
   }
 }
 
-/** What callers of containerd try again, as the kubelet does. */
+/** The agent went away before it had answered. */
+export class UnansweredError extends Error {
+  override readonly name = 'UnansweredError';
+  readonly code = 'unanswered';
+}
+
+/** What callers try again, as the kubelet does. */
 export function isUnavailable(error: unknown): boolean {
-  return error instanceof ContainerdError && error.retryable;
+  return error instanceof UnansweredError || (error instanceof ContainerdError && error.retryable);
 }
 
 async function within<T>(promise: Promise<T>, ms: number, what: string): Promise<T> {

@@ -18,6 +18,7 @@ const FILE_BYTES = 640 * 1024;
 
 /** A lazy image that a soak pulls, reads and removes again and again. */
 export interface ChurnImage {
+  readonly reference: string;
   readonly layers: readonly { readonly request: LayerRequest; readonly chainId: Digest; readonly parent: string }[];
   readonly files: readonly { readonly path: string; readonly sha256: string }[];
 }
@@ -49,7 +50,9 @@ export async function pushChurnImage(
     const { descriptor, parsed } = await client.platformManifest(target, hostPlatform(), signal);
     const config = await client.blob(target.repository, parsed.config, signal);
     const chain = chainIds(parseImageConfig(config, 'churn').diffIds);
+    const reference = `${host}/churn:lazy`;
     return {
+      reference,
       files,
       layers: parsed.layers.map((layer, i) => {
         const chainId = chain[i];
@@ -58,7 +61,7 @@ export async function pushChurnImage(
           chainId,
           parent: chain[i - 1] ?? '',
           request: {
-            imageReference: `${host}/churn:lazy`,
+            imageReference: reference,
             layer: layer.digest,
             sizeBytes: layer.size,
             mediaType: layer.mediaType,

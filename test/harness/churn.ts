@@ -5,15 +5,17 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { ContainerdClient } from '#shared/containerd/containerd-client.ts';
 import { ContainerdError } from '#shared/containerd/containerd-error.ts';
+import { ImagesService } from '#shared/containerd/gen/images.ts';
 import { LeasesService } from '#shared/containerd/gen/leases.ts';
 import { SnapshotsService } from '#shared/containerd/gen/snapshots.ts';
 import { hexOf } from '#shared/digest/digest.ts';
 import { remoteLabels } from '#services/snapshotter/snapshots/remote-labels.ts';
-import { isUnavailable } from './aimed-kills.ts';
+import { isUnavailable, UnansweredError } from './aimed-kills.ts';
 import type { ChurnImage } from './churn-image.ts';
 import type { TestNode } from './node.ts';
 import type { Aim } from './operation-times.ts';
 
+const NAMESPACE = 'test';
 const snapshotter = 'kindling';
 const RETRY_MS = 20;
 const LOOK_MS = 1;
@@ -38,30 +40,30 @@ export class Churn implements AsyncDisposable {
   constructor(node: TestNode, image: ChurnImage) {
     this.#node = node;
     this.#image = image;
-    this.#client = new ContainerdClient({ address: node.containerd.address, namespace: 'test' });
+    this.#client = new ContainerdClient({ address: node.containerd.address, namespace: NAMESPACE });
   }
 
   /** Pulls what is not there yet, however often the agent goes away under it. */
   async pulled(signal: AbortSignal): Promise<void> {
-    await retried(async () => await this.#pull(0, this.#image.layers.length, signal), signal);
+    await retried(async () => await this.#prepareLayers(0, this.#image.layers.length, signal), signal);
     this.#unread = shuffled(this.#image.files);
   }
 
-  /** A pull from the first layer on; nothing is there yet. */
+  /** A pull as the command `kindling pull` makes it; nothing is there yet. */
   async pullAim(signal: AbortSignal): Promise<Aim> {
     await this.#newLease(signal);
-    return { kind: 'pull', begin: async () => await this.#pull(0, this.#image.layers.length, signal) };
+    return { kind: 'pull', begin: async () => await this.#lazyPull(signal) };
   }
 
   /** The mount of one layer: from when its files are there to when its snapshot is committed. Nothing is there yet. */
   async mountAim(signal: AbortSignal): Promise<Aim> {
     await this.#newLease(signal);
     const layer = Math.floor(Math.random() * this.#image.layers.length);
-    await retried(async () => await this.#pull(0, layer, signal), signal);
+    await retried(async () => await this.#prepareLayers(0, layer, signal), signal);
     const folder = this.#folders()[layer] ?? '';
     return {
       kind: 'mount',
-      begin: async () => await this.#pull(layer, layer + 1, signal),
+      begin: async () => await this.#prepareLayers(layer, layer + 1, signal),
       begun: () => existsSync(folder),
     };
   }
@@ -111,6 +113,7 @@ export class Churn implements AsyncDisposable {
   /** Has the image collected until nothing of it is on the disk. */
   async removed(signal: AbortSignal): Promise<void> {
     await this.#unmountView();
+    await this.#deleteImage(signal);
     if (this.#lease !== undefined) await this.#deleteLease(this.#lease, signal);
     this.#lease = undefined;
     const deadline = performance.now() + COLLECT_TIMEOUT_MS;
@@ -144,7 +147,26 @@ export class Churn implements AsyncDisposable {
     this.#client.close();
   }
 
-  async #pull(from: number, to: number, signal: AbortSignal): Promise<void> {
+  async #lazyPull(signal: AbortSignal): Promise<void> {
+    const { client } = this.#node.kindling;
+    const request = { reference: this.#image.reference, namespace: NAMESPACE };
+    try {
+      for await (const event of client.pull(request, signal)) {
+        if (event.kind === 'done') return;
+        if (event.kind === 'layer' && event.state === 'full') throw new Error(`A layer was not lazy: ${event.reason}`);
+        // containerd had not noticed that there is another agent.
+        if (event.kind === 'failed' && event.code === 'unavailable') throw new UnansweredError(event.message);
+        if (event.kind === 'failed') throw new Error(`Cannot pull ${request.reference}: ${event.message}`);
+      }
+    } catch (error) {
+      const code = error instanceof Error && 'code' in error ? error.code : undefined;
+      if (code !== 'unreachable' && code !== 'ECONNRESET') throw error;
+    }
+    throw new UnansweredError('The agent went away within a pull');
+  }
+
+  /** As the kubelet: one Prepare after the other. */
+  async #prepareLayers(from: number, to: number, signal: AbortSignal): Promise<void> {
     const client = this.#leased();
     for (const { request, chainId, parent } of this.#image.layers.slice(from, to)) {
       const key = `extract-${randomUUID()} ${chainId}`;
@@ -219,6 +241,14 @@ export class Churn implements AsyncDisposable {
     const id = `soak-${randomUUID()}`;
     await this.#client.unary(LeasesService.create, { id, labels: {} }, signal);
     return id;
+  }
+
+  async #deleteImage(signal: AbortSignal): Promise<void> {
+    try {
+      await this.#client.unary(ImagesService.delete, { name: this.#image.reference, sync: false }, signal);
+    } catch (error) {
+      if (!(error instanceof ContainerdError) || error.code !== 'not-found') throw error;
+    }
   }
 
   async #deleteLease(id: string, signal: AbortSignal): Promise<void> {

@@ -91,9 +91,9 @@ function more(process: string, before: Descriptors, after: Descriptors, spare: n
 async function descriptorsOf(pid: number): Promise<Descriptors> {
   const counts: Record<string, number> = {};
   for (const fd of await readdir(`/proc/${pid}/fd`)) {
-    // Closed in between.
+    // Closed in between; or only open for a look at another process.
     const target = await readlink(`/proc/${pid}/fd/${fd}`).catch(() => undefined);
-    if (target === undefined) continue;
+    if (target === undefined || target.startsWith('/proc/')) continue;
     const kind = target.startsWith('/') ? `file ${target}` : target.replace(/:\[\d+\]$/, '');
     counts[kind] = (counts[kind] ?? 0) + 1;
   }

@@ -41,9 +41,10 @@ export class OperationTimes {
     operation.catch(() => undefined);
     const hasEnded = (): boolean => state === 'answered';
     while (!hasEnded() && aim.begun?.() === false) await turn();
-    const begunAt = hasEnded() ? undefined : monotonicMs();
+    // What is over before its beginning was seen takes next to no time.
+    const begunAt = monotonicMs();
     await operation;
-    if (begunAt !== undefined) this.note(aim.kind, monotonicMs() - begunAt);
+    this.note(aim.kind, monotonicMs() - begunAt);
   }
 
   note(kind: KillKind, ms: number): void {

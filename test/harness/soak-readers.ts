@@ -86,7 +86,7 @@ export class SoakReaders implements AsyncDisposable {
     const lists = node.folder.join('soak', String(i));
     await mkdir(lists, { recursive: true });
     await writeFile(join(lists, 'list'), lines.filter((line) => !HIDDEN.test(line.slice(66))).join('\n'));
-    const script = `cd / && while :; do shuf -n ${FILES_PER_ROUND} /soak/list | sha256sum --quiet --check - || exit 1; echo round; done`;
+    const script = `cd / && while :; do shuf -n ${FILES_PER_ROUND} /soak/list | sha256sum --quiet --check - || exit 1; echo round; sleep 0.1; done`;
     const options = {
       snapshotter: 'kindling',
       args: ['--mount', `type=bind,src=${lists},dst=/soak,options=rbind:ro`],

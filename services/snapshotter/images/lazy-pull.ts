@@ -51,6 +51,8 @@ export interface PullOptions {
   readonly onProgress?: (layer: PulledLayer, done: number, total: number) => void;
 }
 
+/** In the names of the leases of pulls. */
+export const PULL_PURPOSE = 'pull';
 /** A pull that has to download everything over a slow line ends by then; past it, its leftovers are garbage. */
 const LEASE_EXPIRY_MS = 6 * 60 * 60 * 1000;
 
@@ -90,7 +92,7 @@ export class LazyPull {
     const missing = requests.filter((_, i) => present[i] !== true);
     const pulled = await withLease(
       this.#deps.containerd,
-      { purpose: 'pull', expiryMs: LEASE_EXPIRY_MS },
+      { purpose: PULL_PURPOSE, expiryMs: LEASE_EXPIRY_MS },
       signal,
       async (leased) =>
         await this.#deps.snapshots.withLayers(missing, signal, async (outcomes) => {
