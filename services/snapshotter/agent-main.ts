@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { Settings } from '#shared/config/settings.ts';
 import { dataFolderOf } from './data-folder.ts';
 import type { EmbeddedServices } from './embedded-services.ts';
@@ -6,6 +7,8 @@ import { connectKeeper, type KeeperLink } from './keeper/keeper-link.ts';
 
 /** EX_CONFIG of sysexits.h: the keeper does not start us again with the same settings. */
 const EXIT_CONFIG = 78;
+/** Enough for the requests that wait in the kernel. */
+const BETWEEN_PARTS_MS = 2;
 
 export interface EmbeddedSetup {
   /** Settings of the embedded services, so that they are not taken for misspelt ones of ours. */
@@ -35,6 +38,7 @@ export async function agentMain(loadEmbedded?: () => Promise<EmbeddedSetup>): Pr
   let first: FirstReads | undefined;
   try {
     if (link?.turn === 'next') first = await serveFirst(link, stop.signal);
+    if (first !== undefined) await loadInParts();
     const { prepareAgent } = await import('./agent-start.ts');
     const run = await prepareAgent(await loadEmbedded?.());
     // A version that does not load is to be refused before it serves.
@@ -56,6 +60,21 @@ export async function agentMain(loadEmbedded?: () => Promise<EmbeddedSetup>): Pr
     if (link === undefined) process.exit(1);
     // As above.
     process.kill(process.pid, 'SIGKILL');
+  }
+}
+
+/** What the agent takes, the largest parts one by one: readers are answered in between. The order is that of their use. */
+async function loadInParts(): Promise<void> {
+  const parts = [
+    () => import('./config.ts'),
+    () => import('#shared/telemetry/logger.ts'),
+    () => import('#shared/telemetry/metrics.ts'),
+    () => import('#shared/registry/open-registry.ts'),
+    () => import('./agent-start.ts'),
+  ];
+  for (const part of parts) {
+    await sleep(BETWEEN_PARTS_MS);
+    await part();
   }
 }
 

@@ -11,7 +11,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 const BLOCK_BYTES = 4096;
 /** Far above what a read from an agent that serves takes, far below a take-over. */
 const LONG_MS = 40;
-const PAUSE_MS = { here: 2, missing: 60 } as const;
+const PAUSE_MS = { here: 2, missing: 150 } as const;
 
 const mode = process.argv[2] === 'here' ? 'here' : 'missing';
 const places: [string, number][] = [];

@@ -21,8 +21,8 @@ import { printTable } from './table.ts';
 export const title = 'readers while an agent that was killed is followed by the next one';
 
 const FORMATS = ['optimized', 'estargz', 'zstd-chunked'] as const;
-/** Larger than any span: each place that is read is a fetch of its own. */
-const STRIDE_BYTES = 6 * 1024 * 1024;
+/** Larger than most spans: nearly each place that is read is a fetch of its own. */
+const STRIDE_BYTES = 1536 * 1024;
 /** Between two kills, so that what is measured is a node that had come to rest. */
 const SETTLE_MS = 1_500;
 /** Of /proc/PID/stat. */

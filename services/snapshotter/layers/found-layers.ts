@@ -1,5 +1,4 @@
-import { readdirSync, readFileSync } from 'node:fs';
-import { access, open, readFile, type FileHandle } from 'node:fs/promises';
+import { closeSync, existsSync, fstatSync, openSync, readdirSync, readFileSync, readSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseSpanTable, SPAN_MAP_HEADER_BYTES, spanTableBytes } from '#shared/layer/span-map-file.ts';
 import type { SpanMap } from '#shared/layer/span-map.ts';
@@ -17,7 +16,7 @@ interface FoundLayer extends LayerFile {
 
 /** What serving from the disk takes. */
 interface OpenLayer {
-  readonly image: FileHandle;
+  readonly fd: number;
   readonly residency: Residency;
   /** undefined where every span is here. */
   readonly map: Pick<SpanMap, 'spansOf'> | undefined;
@@ -27,11 +26,14 @@ interface OpenLayer {
  * The layers on the disk as the last agent left them, only to read what is there: for the moment between the start of an agent and
  * its LayerStore, while readers wait. Changes nothing, and needs next to nothing loaded. What is not here, and what cannot be
  * told, waits for `handOver`, after which everything goes to the store.
+ *
+ * Reads the disk synchronously, so that each request is answered in the turn in which it comes: the loop is busy with loading
+ * modules in that moment, and a reader would wait for that at each turn more.
  */
 export class FoundLayers implements LayerFiles {
   readonly #byName: ReadonlyMap<string, FoundLayer>;
   readonly #byInode: ReadonlyMap<bigint, FoundLayer>;
-  readonly #open = new Map<bigint, Promise<OpenLayer | undefined>>();
+  readonly #open = new Map<bigint, OpenLayer | undefined>();
   readonly #handedOver = Promise.withResolvers<LayerFiles>();
   #next: LayerFiles | undefined;
   #served = 0;
@@ -56,7 +58,8 @@ export class FoundLayers implements LayerFiles {
   handOver(files: LayerFiles): void {
     this.#next = files;
     this.#handedOver.resolve(files);
-    for (const opening of this.#open.values()) void this.#close(opening);
+    for (const layer of this.#open.values()) if (layer !== undefined) closeSync(layer.fd);
+    this.#open.clear();
   }
 
   list(): readonly LayerFile[] {
@@ -77,7 +80,7 @@ export class FoundLayers implements LayerFiles {
     into?: Uint8Array<ArrayBuffer>,
   ): Promise<Uint8Array> {
     if (this.#next === undefined) {
-      const here = await this.#readHere(file, offset, length, into);
+      const here = this.#readHere(file, offset, length, into);
       if (here !== undefined) {
         this.#served++;
         return here;
@@ -88,37 +91,27 @@ export class FoundLayers implements LayerFiles {
   }
 
   /** undefined where not all of it is here, or something is wrong: the store finds out what, and says it. */
-  async #readHere(
+  #readHere(
     file: LayerFile,
     offset: number,
     length: number,
     into: Uint8Array<ArrayBuffer> | undefined,
-  ): Promise<Uint8Array | undefined> {
+  ): Uint8Array | undefined {
     const layer = this.#byInode.get(file.inode);
-    const size = Math.max(0, Math.min(length, file.sizeBytes - offset));
     if (layer === undefined) return undefined;
+    const size = Math.max(0, Math.min(length, layer.sizeBytes - offset));
     try {
-      let opening = this.#open.get(layer.inode);
-      if (opening === undefined) {
-        opening = openLayer(layer);
-        this.#open.set(layer.inode, opening);
-      }
-      const opened = await opening;
+      if (!this.#open.has(layer.inode)) this.#open.set(layer.inode, openLayer(layer));
+      const opened = this.#open.get(layer.inode);
       if (opened === undefined) return undefined;
-      const { image, residency, map } = opened;
+      const { fd, residency, map } = opened;
       const spans = map?.spansOf(offset, size);
       if (spans !== undefined && !residency.hasAll(...spans)) return undefined;
       const buffer = into?.subarray(0, size) ?? new Uint8Array(size);
-      const { bytesRead } = await image.read(buffer, 0, size, offset);
-      return bytesRead === size ? buffer : undefined;
+      return readSync(fd, buffer, 0, size, offset) === size ? buffer : undefined;
     } catch {
       return undefined;
     }
-  }
-
-  async #close(opening: Promise<OpenLayer | undefined>): Promise<void> {
-    // Waits for the reads that are under way; one that comes too late asks the store.
-    await opening.then((opened) => opened?.image.close()).catch(() => {});
   }
 
   async #untilHandedOver(signal: AbortSignal): Promise<LayerFiles> {
@@ -134,7 +127,6 @@ export class FoundLayers implements LayerFiles {
   }
 }
 
-/** Synchronous: nothing else runs yet, and of thousands of small files each would cost several turns. */
 function findIn(root: string): readonly FoundLayer[] {
   return namesIn(root)
     .filter((hex) => HEX.test(hex))
@@ -172,28 +164,27 @@ function isCount(value: unknown): value is number {
   return Number.isSafeInteger(value) && Number(value) >= 0;
 }
 
-/** undefined where spans are suspect since an unclean boot. */
-async function openLayer(layer: FoundLayer): Promise<OpenLayer | undefined> {
+/** undefined where spans are suspect since an unclean boot. @throws a file-system error, LayerError */
+function openLayer(layer: FoundLayer): OpenLayer | undefined {
   const path = (file: keyof typeof LAYER_FILES): string => join(layer.folder, LAYER_FILES[file]);
-  const isSuspect = await access(path('suspect')).then(
-    () => true,
-    () => false,
-  );
-  if (isSuspect) return undefined;
-  const residency = new Residency(layer.spanCount, await readFile(path('residency')));
-  const map = residency.complete ? undefined : await readTable(path('map'));
-  const image = await open(path('image'), 'r');
-  const { size } = await image.stat();
-  if (size === layer.sizeBytes) return { image, residency, map };
-  await image.close();
+  if (existsSync(path('suspect'))) return undefined;
+  const residency = new Residency(layer.spanCount, readFileSync(path('residency')));
+  const map = residency.complete ? undefined : readTable(path('map'));
+  const fd = openSync(path('image'), 'r');
+  if (fstatSync(fd).size === layer.sizeBytes) return { fd, residency, map };
+  closeSync(fd);
   return undefined;
 }
 
-async function readTable(path: string): Promise<Pick<SpanMap, 'spansOf'>> {
-  await using file = await open(path, 'r');
-  const part = async (length: number): Promise<Uint8Array> => {
-    const { buffer, bytesRead } = await file.read(new Uint8Array(length), 0, length, 0);
-    return buffer.subarray(0, bytesRead);
-  };
-  return parseSpanTable(await part(spanTableBytes(await part(SPAN_MAP_HEADER_BYTES))));
+function readTable(path: string): Pick<SpanMap, 'spansOf'> {
+  const fd = openSync(path, 'r');
+  try {
+    const part = (length: number): Uint8Array => {
+      const bytes = new Uint8Array(length);
+      return bytes.subarray(0, readSync(fd, bytes, 0, length, 0));
+    };
+    return parseSpanTable(part(spanTableBytes(part(SPAN_MAP_HEADER_BYTES))));
+  } finally {
+    closeSync(fd);
+  }
 }
