@@ -1,6 +1,9 @@
 import { FakeRegistry, sendBlob } from '#shared/registry/fake-registry.ts';
-import type { SharedLayer } from './shared-layer.ts';
+import type { StoredLayer } from './shared-layer.ts';
 import type { LayerReference } from './sharing-node.ts';
+
+/** A layer that it has. */
+export type CountedLayer = StoredLayer & { readonly blob: Buffer };
 
 /** A registry that counts the bytes of blobs that it gives. `authorization`: what it must be shown for the repository `private`. */
 export class CountedRegistry implements AsyncDisposable {
@@ -14,7 +17,7 @@ export class CountedRegistry implements AsyncDisposable {
     this.#registry = registry;
   }
 
-  static async start(layers: readonly SharedLayer[], authorization?: string): Promise<CountedRegistry> {
+  static async start(layers: readonly CountedLayer[], authorization?: string): Promise<CountedRegistry> {
     const holder: { it?: CountedRegistry } = {};
     const registry = await FakeRegistry.start(() => (request, response) => {
       const [, repository, digest] = /^\/v2\/(\w+)\/blobs\/(sha256:\w+)$/.exec(request.url.pathname) ?? [];
@@ -47,16 +50,16 @@ export class CountedRegistry implements AsyncDisposable {
   }
 
   /** What of `bytes` was of one layer. */
-  bytesOf(layer: SharedLayer): number {
+  bytesOf(layer: StoredLayer): number {
     return this.#bytesOf.get(layer.digest) ?? 0;
   }
 
-  reference(layer: SharedLayer, repository = 'app'): LayerReference {
+  reference(layer: StoredLayer, repository = 'app'): LayerReference {
     const { digest, sizeBytes, mediaType, annotations } = layer;
     return { image: `${this.host}/${repository}:latest`, digest, sizeBytes, mediaType, annotations };
   }
 
-  #count({ digest }: SharedLayer, bytes: number): void {
+  #count({ digest }: StoredLayer, bytes: number): void {
     this.bytes += bytes;
     this.#bytesOf.set(digest, (this.#bytesOf.get(digest) ?? 0) + bytes);
   }

@@ -2,6 +2,7 @@ import type { Bus } from '#shared/bus/bus.ts';
 import { loadSettings } from '#shared/config/settings.ts';
 import { sha256, type Digest } from '#shared/digest/digest.ts';
 import { RegistryClient } from '#shared/registry/registry-client.ts';
+import { ClusterIndexes } from '#shared/indexes/cluster-indexes.ts';
 import type { IndexSource } from '#shared/indexes/index-source.ts';
 import type { SpanMap } from '#shared/layer/span-map.ts';
 import type { CredentialSource } from '#shared/registry/credentials.ts';
@@ -12,6 +13,7 @@ import { LayerMounts } from '#services/snapshotter/layers/layer-mounts.ts';
 import { LayerStatistics } from '#services/snapshotter/layers/layer-statistics.ts';
 import { LayerStore } from '#services/snapshotter/layers/layer-store.ts';
 import { RegistrySource } from '#services/snapshotter/layers/registry-source.ts';
+import { StreamSource } from '#services/snapshotter/layers/stream-source.ts';
 import type { WorkerPool } from '#services/snapshotter/layers/worker-pool.ts';
 import type { Mounter } from '#services/snapshotter/mounts/mounter.ts';
 import { LayerHolder } from '#services/snapshotter/peers/layer-holder.ts';
@@ -29,6 +31,8 @@ export interface SharingNodeOptions {
   readonly logger?: Logger;
   readonly plainHttpHosts?: readonly string[];
   readonly indexes?: readonly IndexSource[];
+  /** Finds indexes in the cluster, and tells the cluster of those that it makes, as an agent does. */
+  readonly sharesIndexes?: boolean;
 }
 
 export interface LayerReference {
@@ -94,7 +98,8 @@ export class SharingNode implements AsyncDisposable {
       ...(options.credentials === undefined ? {} : { credentials: options.credentials }),
     });
     closing.defer(() => registry.close());
-    const source = new RegistrySource(registry);
+    const source = new StreamSource(new RegistrySource(registry), registry);
+    const shared = options.sharesIndexes === true ? new ClusterIndexes(bus) : undefined;
     const holder = new LayerHolder();
     const values = loadSettings(peerSettings, { KINDLING_PEER_LISTEN: '127.0.0.1:0', ...options.env });
     const peers = closing.use(
@@ -107,9 +112,10 @@ export class SharingNode implements AsyncDisposable {
       mounts: new LayerMounts(`${dataDir}/m`, NO_MOUNTS),
       workers,
       registry,
-      indexes: options.indexes ?? [],
-      streamed: new BlobStreamer({ registry, keepIndex: false }),
-      publishIndex: () => Promise.resolve(),
+      indexes: shared === undefined ? (options.indexes ?? []) : [shared],
+      streamed: new BlobStreamer({ registry, keepIndex: shared !== undefined }),
+      claims: shared === undefined ? undefined : bus.claims,
+      publishIndex: async (layer, index, ends) => await shared?.publish(layer, index, ends),
       sources: [peers.source, source],
       statistics,
       logger,

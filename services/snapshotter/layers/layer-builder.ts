@@ -12,6 +12,7 @@ import { formatReference, parseReference, type Reference } from '#shared/registr
 import type { RegistryClient } from '#shared/registry/registry-client.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
 import { NotLazyError, type LayerRequest } from '../snapshots/layer-provider.ts';
+import { IndexNews, type PublishIndex } from './index-news.ts';
 import { IndexTurn } from './index-turn.ts';
 import type { LayerDirectory } from './layer-directory.ts';
 import { LAYER_FILES } from './layer-folder.ts';
@@ -34,8 +35,6 @@ export interface StreamBuilder {
   ): Promise<BuiltLayer>;
 }
 
-export type PublishIndex = (layer: Digest, index: Uint8Array, signal: AbortSignal) => Promise<void>;
-
 /** A layer whose size, type and annotations are known. */
 interface ResolvedRequest {
   readonly request: LayerRequest;
@@ -46,15 +45,15 @@ interface ResolvedRequest {
 }
 
 interface Built {
-  /** Ends when others have been told of the index, which was found out here. */
-  readonly published?: Promise<void>;
+  /** Found out here, by reading the whole blob. */
+  readonly news?: IndexNews;
   readonly built: BuiltLayer;
   readonly downloadedBytes: number;
 }
 
 export interface BuiltFolder {
-  /** Ends when others have been told of the index, where it was made here; rejects where they could not. */
-  readonly published: Promise<void> | undefined;
+  /** Its index, where it was made here, still to be published as well. */
+  readonly news: IndexNews | undefined;
   readonly record: LayerRecord;
   /** Still to be published. */
   readonly folder: string;
@@ -126,14 +125,14 @@ export class LayerBuilder {
     const folder = await this.#directory.begin();
     try {
       const resolved = await this.#resolve(request, signal);
-      const { built, downloadedBytes, published } = await this.#buildIn(folder, resolved, signal);
+      const { built, downloadedBytes, news } = await this.#buildIn(folder, resolved, signal);
       const { sizeBytes, mediaType, annotations } = resolved;
       const record: LayerRecord = {
         version: 1,
         ...built,
         requests: [{ ...request, sizeBytes, mediaType, annotations: { ...annotations } }],
       };
-      return { record, folder, downloadedBytes, published };
+      return { record, folder, downloadedBytes, news };
     } catch (error) {
       await rm(folder, { recursive: true, force: true });
       signal.throwIfAborted();
@@ -193,12 +192,9 @@ export class LayerBuilder {
     const built = await this.#streamed.build({ repository, layer, sizeBytes, mediaType }, folder, signal);
     if (built.indexDigest === undefined || this.#publishIndex === undefined)
       return { built, downloadedBytes: sizeBytes };
-    // Its folder moves while others are told.
     const index = await readFile(join(folder, LAYER_FILES.index), { signal });
-    const published = publish(this.#publishIndex, layer, index, held.move(), signal);
-    // Whoever takes the layer waits for it.
-    published.catch(() => undefined);
-    return { built, downloadedBytes: sizeBytes, published };
+    held.move();
+    return { built, downloadedBytes: sizeBytes, news: new IndexNews(this.#publishIndex, layer, index, claim) };
   }
 
   /** For another attempt in the same folder. */
@@ -337,18 +333,6 @@ export class LayerBuilder {
 function indexRequest({ request, repository, sizeBytes, mediaType, annotations }: ResolvedRequest): IndexRequest {
   const { layer, manifest } = request;
   return { layer, sizeBytes, mediaType, repository, annotations, ...(manifest === undefined ? {} : { manifest }) };
-}
-
-async function publish(
-  tell: PublishIndex,
-  layer: Digest,
-  index: Uint8Array,
-  held: AsyncDisposableStack,
-  signal: AbortSignal,
-): Promise<void> {
-  await using until = held;
-  void until;
-  await tell(layer, index, signal);
 }
 
 function tailLength(sizeBytes: number, annotations: Readonly<Record<string, string>>): number {

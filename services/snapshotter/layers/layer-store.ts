@@ -17,7 +17,8 @@ import type { FetchLimits } from './fetch-pace.ts';
 import { Layer, type LayerContext } from './layer.ts';
 import type { IndexSource } from '#shared/indexes/index-source.ts';
 import type { ZtocSource } from '#shared/indexes/soci-indexes.ts';
-import { LayerBuilder, type PublishIndex, type StreamBuilder } from './layer-builder.ts';
+import type { PublishIndex } from './index-news.ts';
+import { LayerBuilder, type StreamBuilder } from './layer-builder.ts';
 import { LayerDirectory } from './layer-directory.ts';
 import { LayerReadError } from './layer-error.ts';
 import type { LayerMounts } from './layer-mounts.ts';
@@ -326,7 +327,9 @@ export class LayerStore implements LayerFiles, LayerProvider {
 
   async #build(request: LayerRequest): Promise<Layer> {
     const signal = this.#stopping.signal;
-    const { record, folder, downloadedBytes, published } = await this.#builder.build(request, signal);
+    const { record, folder, downloadedBytes, news } = await this.#builder.build(request, signal);
+    await using held = new AsyncDisposableStack();
+    held.use(news);
     this.#options.statistics.built(request.layer, downloadedBytes);
     // What is being taken away must not take the new folder with it.
     await this.#removing.get(request.layer);
@@ -335,8 +338,19 @@ export class LayerStore implements LayerFiles, LayerProvider {
     this.#add(layer);
     this.#evictor.used(layer.layer);
     this.#background(this.#evictor.keepQuota());
-    if (published !== undefined) this.#background(published);
+    if (layer.complete) this.#announce(layer);
+    if (news === undefined) return layer;
+    // Only now, so that those who wait for the index find the layer here.
+    held.move();
+    this.#background(news.publish(signal));
     return layer;
+  }
+
+  /** It was read whole to be made. */
+  #announce(layer: Layer): void {
+    for (const listener of this.#listeners) {
+      for (let span = 0; span < layer.record.spanCount; span++) listener(layer.layer, span);
+    }
   }
 
   async #mount(layer: Layer, signal: AbortSignal): Promise<string> {

@@ -206,11 +206,6 @@ export class Layer implements FetchTarget, LayerFile {
     }
   }
 
-  /** Every span is here: written by whoever built the layer. */
-  markAllResident(): void {
-    for (let span = this.nextMissing(0); span >= 0; span = this.nextMissing(span + 1)) this.#markResident(span);
-  }
-
   async addRequest(request: LayerRequest): Promise<void> {
     const next = withRequest(this.#record, request);
     if (next === this.#record) return;

@@ -1,0 +1,71 @@
+import assert from 'node:assert/strict';
+import { randomBytes } from 'node:crypto';
+import { test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { gzipSync, zstdCompressSync } from 'node:zlib';
+import { sha256 } from '#shared/digest/digest.ts';
+import { buildLayerIndex } from '#shared/formats/build-index.ts';
+import { encodeLayerIndex } from '#shared/layer/index-codec.ts';
+import { fakeMember, fakeTar } from '#shared/layer/fake-layer.ts';
+import { CountedRegistry, type CountedLayer } from './counted-registry.ts';
+import { localCluster } from './local-cluster.ts';
+
+const MiB = 1024 * 1024;
+const NODES = 3;
+
+function plainLayer(blob: Buffer, compression: string): CountedLayer {
+  const mediaType = `application/vnd.oci.image.layer.v1.tar+${compression}`;
+  return { blob, digest: sha256(blob), sizeBytes: blob.length, annotations: {}, mediaType };
+}
+
+test('nodes that start a layer of one zstd frame at once read its blob once, and all get the same bytes', async ({
+  signal,
+}) => {
+  // More than is decoded from the front of a frame for each of its parts, and still a small blob.
+  const text = fakeMember('text', 'file', Buffer.from('some text of a file\n'.repeat(1_500_000)));
+  const noise = Array.from({ length: 8 }, (_, i) => fakeMember(`noise-${i}`, 'file', randomBytes(MiB)));
+  const layer = plainLayer(zstdCompressSync(fakeTar([...noise.slice(4), text, ...noise.slice(0, 4)])), 'zstd');
+  const source = {
+    range: async (start: number, end: number) => layer.blob.subarray(start, end),
+    stream: async function* () {
+      yield layer.blob;
+    },
+  };
+  const descriptor = { digest: layer.digest, size: layer.sizeBytes };
+  const index = encodeLayerIndex(await buildLayerIndex(source, descriptor, { threads: 'one' }, signal));
+  await using registry = await CountedRegistry.start([layer]);
+  await using cluster = await localCluster(signal);
+  const indexes = [{ find: async () => index }];
+  const nodes = await Promise.all(Array.from({ length: NODES }, async () => await cluster.node({ indexes })));
+  const reference = registry.reference(layer);
+  await Promise.all(nodes.map(async (node) => await node.provide(reference, signal)));
+  // Without a distributor each would read for itself.
+  while (!nodes.every((node) => node.peers.link.up)) await sleep(20, undefined, { signal });
+  await Promise.all(nodes.map(async (node) => await node.fetchAll(reference, signal)));
+  const digests = new Set(await Promise.all(nodes.map(async (node) => await node.imageDigest(layer.digest, signal))));
+  assert.equal(digests.size, 1);
+  assert.equal(registry.bytes, layer.sizeBytes);
+
+  // Nobody to share with: by itself.
+  await cluster.stopDistributor();
+  const alone = await cluster.node({ indexes });
+  await alone.fetchAll(reference, signal);
+  assert.ok(digests.has(await alone.imageDigest(layer.digest, signal)));
+});
+
+test('nodes that start a layer which nobody has indexed read its blob once, and wait for the index', async ({
+  signal,
+}) => {
+  const members = Array.from({ length: 6 }, (_, i) => fakeMember(`noise-${i}`, 'file', randomBytes(MiB)));
+  const layer = plainLayer(gzipSync(fakeTar(members), { level: 1 }), 'gzip');
+  await using registry = await CountedRegistry.start([layer]);
+  await using cluster = await localCluster(signal);
+  const nodes = await Promise.all(
+    Array.from({ length: NODES }, async () => await cluster.node({ sharesIndexes: true })),
+  );
+  const reference = registry.reference(layer);
+  await Promise.all(nodes.map(async (node) => await node.fetchAll(reference, signal)));
+  const digests = new Set(await Promise.all(nodes.map(async (node) => await node.imageDigest(layer.digest, signal))));
+  assert.equal(digests.size, 1);
+  assert.ok(registry.bytes < 1.3 * layer.sizeBytes, `${registry.bytes} bytes of a blob of ${layer.sizeBytes}`);
+});
