@@ -45,6 +45,22 @@ test('a peer is slow when the registry is several times as fast, and none is whi
   assert.equal(rates.isSlow('slow'), true);
 });
 
+test('a peer of which nothing comes is slow, until something does or it has been forgotten', () => {
+  let now = 10_000;
+  const rates = new SourceRates(() => now);
+  rates.took('a', MiB, 10);
+  rates.atMost('a', MiB / 2, 300);
+  assert.equal(rates.isSlow('a'), false);
+  now += 1_300;
+  assert.equal(rates.isSlow('a'), true);
+  rates.took('a', MiB / 2, 2_000);
+  assert.equal(rates.isSlow('a'), false);
+  rates.atMost('a', MiB / 2, 2_000);
+  assert.equal(rates.isSlow('a'), true);
+  now += 60_000;
+  assert.equal(rates.isSlow('a'), false);
+});
+
 test('small transfers make nobody slow', () => {
   const rates = new SourceRates(() => 0);
   for (let i = 0; i < 20; i++) rates.took('a', 5_000, 60);

@@ -12,6 +12,8 @@ const SLOW_MS = 800;
 /** Slower than the registry by this factor is slow; where the registry's rate is not known, this long is. */
 const SLOW_FACTOR = 4;
 const SLOW_ALONE_MS = 2_500;
+/** A peer of which nothing has come for so long that was asked for is slow, until something does. */
+const STALLED_MS = 1_500;
 /** A registry that has failed is no better than any peer for so long. */
 const FAILED_MS = 10_000;
 
@@ -39,6 +41,8 @@ export interface Feed {
  */
 export class SourceRates {
   readonly #peers = new Map<string, Measured>();
+  /** When what has not come was asked for. */
+  readonly #stalled = new Map<string, number>();
   readonly #now: () => number;
   #registry: Rate | undefined;
   #registryFailedMs = -Infinity;
@@ -48,11 +52,13 @@ export class SourceRates {
   }
 
   took(node: string, bytes: number, ms: number): void {
+    this.#stalled.delete(node);
     this.#set(node, added(this.#known(node), bytes, ms, this.#now()), bytes);
   }
 
   /** A transfer of so many bytes is not over after `ms`: it is no faster than that, whatever it was. */
   atMost(node: string, bytes: number, ms: number): void {
+    this.#stalled.set(node, this.#now() - ms);
     const known = this.#known(node);
     const counted = Math.max(LEAST_BYTES, bytes);
     if (known !== undefined && known.bytes / known.ms < counted / ms) return;
@@ -76,10 +82,11 @@ export class SourceRates {
 
   /** So slow that the registry is the better source. */
   isSlow(node: string): boolean {
-    const peerMs = this.msFor(node, GROUP_BYTES);
-    if (peerMs === undefined || peerMs <= SLOW_MS) return false;
     const now = this.#now();
-    if (now - this.#registryFailedMs < FAILED_MS) return false;
+    const peerMs = this.msFor(node, GROUP_BYTES);
+    if (peerMs === undefined || now - this.#registryFailedMs < FAILED_MS) return false;
+    if (now - (this.#stalled.get(node) ?? now) > STALLED_MS) return true;
+    if (peerMs <= SLOW_MS) return false;
     const registry = this.#registry;
     if (registry === undefined || now - registry.atMs > KNOWN_MS) return peerMs > SLOW_ALONE_MS;
     return peerMs > (SLOW_FACTOR * GROUP_BYTES * registry.ms) / registry.bytes;
@@ -101,6 +108,7 @@ export class SourceRates {
     for (const oldest of this.#peers.keys()) {
       if (this.#peers.size <= REMEMBERED) break;
       this.#peers.delete(oldest);
+      this.#stalled.delete(oldest);
     }
   }
 

@@ -26,6 +26,8 @@ export const SWARM_LIMITS = {
   /** The same for what nobody waits for. */
   prefetchPatienceMs: 8_000,
   tickMs: 250,
+  /** A tick that comes so late tells that this process has stood still. */
+  stoodStillMs: 750,
   /** Follows nobody any more after so long without a want. */
   idleMs: 10_000,
 } as const;

@@ -78,6 +78,7 @@ export class Swarm {
   /** Of a reader. Halved with each time that it was in vain, so that a neighbour on a slow link costs it once and not with each read. */
   #patienceMs: number = SWARM_LIMITS.patienceMs;
   #progressMs = performance.now();
+  #tickedMs = performance.now();
   #wantedMs = performance.now();
   #pumping = false;
   #wantsSaid = true;
@@ -440,6 +441,9 @@ export class Swarm {
 
   #tick(): void {
     const now = performance.now();
+    // It is not the others who stood still: what they have sent meanwhile has not been looked at yet.
+    if (now - this.#tickedMs > SWARM_LIMITS.stoodStillMs) this.#progressMs = now;
+    this.#tickedMs = now;
     for (const [span, { atMs }] of this.#senders) if (now - atMs > 10_000) this.#senders.delete(span);
     if (this.#calls.size === 0) {
       if (this.#works.size === 0 && now - this.#wantedMs > SWARM_LIMITS.idleMs) this.#deps.idle(this);

@@ -1,0 +1,50 @@
+import { parseArgs } from 'node:util';
+import { HINDRANCES, KILLS, playOut, UNDISTURBED, type Outcome } from '#test/cluster/fault-scenarios.ts';
+import { sharedLayer } from '#test/cluster/shared-layer.ts';
+import { TestCluster } from '#test/cluster/test-cluster.ts';
+import { printTable } from './table.ts';
+
+export const title =
+  'a burst of starts during which nodes, links, Redis, NATS or peers fail: how late, and what the registry gives';
+
+const FILE_BYTES = 512 * 1024;
+
+/** `--nodes 8 --mbit 100 --mib 16`: of each link, both ways, the registry's alike; size of the layer that all nodes start with. */
+export async function run(args: readonly string[], signal = new AbortController().signal): Promise<unknown> {
+  const { values } = parseArgs({
+    args: [...args],
+    options: {
+      nodes: { type: 'string', default: '8' },
+      mbit: { type: 'string', default: '100' },
+      mib: { type: 'string', default: '16' },
+    },
+  });
+  if (process.getuid?.() !== 0) throw new Error('Cannot make network namespaces: run this as root');
+  const nodes = Number(values.nodes);
+  const link = { bitsPerS: Number(values.mbit) * 1e6 };
+  const files = Math.ceil((Number(values.mib) * 1024 * 1024) / FILE_BYTES);
+  const outcomes: Outcome[] = [];
+  for (const scenario of [UNDISTURBED, ...KILLS, ...HINDRANCES]) {
+    // Each in a cluster of its own: what one has taught the nodes is no help to the next.
+    const layer = await sharedLayer(files, FILE_BYTES, signal);
+    await using cluster = await TestCluster.start({ nodes, link, layers: [layer], distributors: 2 }, signal);
+    outcomes.push(await playOut(scenario, cluster, layer, link, signal));
+    console.error(`${scenario.name}: done`);
+  }
+  const [undisturbed] = outcomes;
+  console.log(
+    `${nodes} nodes, ${values.mbit} Mbit/s each way, ${values.mib} MiB; all bytes are right; "later": the slowest start, than with no fault`,
+  );
+  printTable(
+    ['fault', 'last s', 'later s', 'registry reads', 'explained', 'since'],
+    outcomes.map(({ name, lastS, registryReads, allowed, because }) => [
+      name,
+      lastS.toFixed(2),
+      (lastS - (undisturbed?.lastS ?? 0)).toFixed(2),
+      registryReads.toFixed(2),
+      allowed.toFixed(1),
+      because,
+    ]),
+  );
+  return { nodes, bitsPerS: link.bitsPerS, bytes: files * FILE_BYTES, outcomes };
+}
