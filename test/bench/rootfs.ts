@@ -10,8 +10,10 @@ import { parseArgs } from 'node:util';
 import { chainIds } from '#test/harness/chain-id.ts';
 import { walkTree } from '#test/harness/compare-trees.ts';
 import { TestContainerd } from '#test/harness/containerd.ts';
+import { LinkProcess } from '#test/harness/link-process.ts';
+import { TestNode } from '#test/harness/node.ts';
 import { TestRegistry } from '#test/harness/registry.ts';
-import { checkRootfs, type CheckedRootfs } from '#test/harness/rootfs-check.ts';
+import { CHECKED_NODE, checkRootfs, type CheckedRootfs } from '#test/harness/rootfs-check.ts';
 import { TempFolder } from '#test/harness/temp-folder.ts';
 import type { TreeEntry } from '#test/harness/walk-tree.ts';
 import { testImage } from '#test/images/image-cache.ts';
@@ -21,7 +23,7 @@ import { mebibytes, printTable } from './table.ts';
 
 export const title = 'every test image in every form: is its rootfs right, and how much of it does a start fetch';
 
-interface Row extends Partial<Omit<CheckedRootfs, 'layers'>> {
+interface Row extends Partial<Omit<CheckedRootfs, 'layers' | 'reference'>> {
   readonly image: string;
   readonly form: ImageForm;
   /** Of all layers. */
@@ -98,8 +100,11 @@ async function check(
     return isAsPushed(form) || isOurs(form) ? { problems: [message] } : { problems: [], cannot: message };
   }
   try {
-    const { layers, ...checked } = await checkRootfs(
-      registry,
+    await using link = await LinkProcess.start(registry.port, {}, signal);
+    await using node = await TestNode.start(CHECKED_NODE, signal);
+    const { layers, pullBytes, startBytes, entries, problems } = await checkRootfs(
+      node,
+      link,
       {
         repository: `${recipe.name}:${form}`,
         expected,
@@ -109,7 +114,13 @@ async function check(
       },
       signal,
     );
-    return { ...checked, totalBytes: layers.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0) };
+    return {
+      pullBytes,
+      startBytes,
+      entries,
+      problems,
+      totalBytes: layers.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0),
+    };
   } catch (error) {
     signal.throwIfAborted();
     return { problems: [error instanceof Error ? error.message : String(error)] };

@@ -1,16 +1,15 @@
-import { readdir, stat } from 'node:fs/promises';
+import { stat } from 'node:fs/promises';
 import type { Recipe } from '#test/images/recipe.ts';
 import { runTool } from '#test/images/tool.ts';
 import { differences, walkTree, type CompareOptions } from './compare-trees.ts';
 import type { PulledLayer } from './kindling.ts';
-import { LinkProcess } from './link-process.ts';
-import { TestNode } from './node.ts';
+import type { LinkProcess } from './link-process.ts';
+import type { TestNode } from './node.ts';
 import { startUntilReady } from './readiness.ts';
-import type { TestRegistry } from './registry.ts';
 import type { TreeEntry } from './walk-tree.ts';
 
 export interface RootfsCase {
-  /** `name:tag` in the registry. */
+  /** `name:tag` in the registry behind the link. */
   readonly repository: string;
   readonly expected: ReadonlyMap<string, TreeEntry>;
   readonly compare: CompareOptions;
@@ -19,6 +18,8 @@ export interface RootfsCase {
 }
 
 export interface CheckedRootfs {
+  /** By which the node has it. */
+  readonly reference: string;
   readonly layers: readonly PulledLayer[];
   /** All that came from the registry until the image was pulled, and until its container was ready. */
   readonly pullBytes: number;
@@ -32,35 +33,43 @@ export interface CheckedRootfs {
 const BLOCK_BYTES = 4096;
 
 /**
- * On a new node: pulls an image lazily, starts it, compares its rootfs with the expected one, completes its layers and has them
- * checked by the tools of EROFS. A node of its own, because layers of the same content would otherwise be found on the disk.
+ * Pulls an image lazily on a node, starts it, compares its rootfs with the expected one, completes its layers and has them checked
+ * by the tools of EROFS. No other form of the image may be on the node: its layers would be found there.
  */
-export async function checkRootfs(registry: TestRegistry, c: RootfsCase, signal: AbortSignal): Promise<CheckedRootfs> {
-  await using link = await LinkProcess.start(registry.port, {}, signal);
+export async function checkRootfs(
+  node: TestNode,
+  link: LinkProcess,
+  c: RootfsCase,
+  signal: AbortSignal,
+): Promise<CheckedRootfs> {
   const reference = `${link.host}/${c.repository}`;
-  await using node = await TestNode.start({ KINDLING_BACKGROUND: 'false', KINDLING_TRUSTED_INDEXES: '*' }, signal);
   const { kindling, containerd } = node;
+  const before = await link.bytesDown();
   const { layers, chainId } = await kindling.pull(reference, signal);
-  const pullBytes = await link.bytesDown();
+  const pullBytes = (await link.bytesDown()) - before;
   if (c.start !== undefined) await startUntilReady(containerd, reference, c.start, 'kindling', signal);
-  const startBytes = await link.bytesDown();
+  const startBytes = (await link.bytesDown()) - before;
   const problems = layers
     .filter(({ state }) => state !== 'lazy')
     .map(({ layer, state, reason }) => `${layer.slice(7, 19)} is ${state}: ${reason ?? ''}`);
   const actual = await node.withRootfs(chainId, 'kindling', signal, async (rootfs) => await walkTree(rootfs, signal));
   problems.push(...differences(c.expected, actual, c.compare));
-  const folder = `${kindling.dataDir}/layers`;
-  for (const layer of await readdir(folder)) {
+  const hexes = [...new Set(layers.map(({ layer }) => layer.slice('sha256:'.length)))];
+  for (const hex of hexes) {
+    const { dataDir } = kindling;
     try {
-      await checkLayerImage(`${kindling.dataDir}/fuse/${layer}.img`, `${folder}/${layer}/image`, signal);
+      await checkLayerImage(`${dataDir}/fuse/${hex}.img`, `${dataDir}/layers/${hex}/image`, signal);
     } catch (error) {
-      problems.push(`${layer.slice(0, 12)}: ${error instanceof Error ? error.message : String(error)}`);
+      problems.push(`${hex.slice(0, 12)}: ${error instanceof Error ? error.message : String(error)}`);
     }
   }
   const left = (await kindling.client.layers(signal)).filter(({ complete }) => !complete);
   problems.push(...left.map(({ layer }) => `${layer.slice(7, 19)} is not complete although all of it was read`));
-  return { layers, pullBytes, startBytes, entries: actual.size, problems };
+  return { layers, reference, pullBytes, startBytes, entries: actual.size, problems };
 }
+
+/** As a node is set up for it: it completes nothing by itself, and finds indexes beside images. */
+export const CHECKED_NODE = { KINDLING_BACKGROUND: 'false', KINDLING_TRUSTED_INDEXES: '*' } as const;
 
 /** Reads a layer image whole, as a reader would, which completes it; then its file on the disk must be the same, and sound. */
 async function checkLayerImage(served: string, file: string, signal: AbortSignal): Promise<void> {

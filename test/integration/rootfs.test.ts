@@ -1,73 +1,145 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
-import { convertImage } from '#shared/convert/convert-image.ts';
-import { parseReference } from '#shared/registry/reference.ts';
-import { RegistryClient } from '#shared/registry/registry-client.ts';
+import { suite, test } from 'node:test';
 import { chainIds } from '#test/harness/chain-id.ts';
-import { differences, walkTree } from '#test/harness/compare-trees.ts';
-import { TestContainerd } from '#test/harness/containerd.ts';
+import { walkTree } from '#test/harness/compare-trees.ts';
+import { LinkProcess } from '#test/harness/link-process.ts';
 import { TestNode } from '#test/harness/node.ts';
 import { TestRegistry } from '#test/harness/registry.ts';
+import { CHECKED_NODE, checkRootfs, type RootfsCase } from '#test/harness/rootfs-check.ts';
 import { TempFolder } from '#test/harness/temp-folder.ts';
+import type { TreeEntry } from '#test/harness/walk-tree.ts';
 import { hasUnstableMtime, writeAwkwardImage } from '#test/images/awkward.ts';
+import { COMPRESSIONS } from '#test/images/compression.ts';
+import { testImage } from '#test/images/image-cache.ts';
+import {
+  IMAGE_FORMS,
+  isAsPushed,
+  isOurs,
+  pushForm,
+  type FormSource,
+  type ImageForm,
+} from '#test/images/image-forms.ts';
+import type { OciLayout } from '#test/images/oci-layout.ts';
+import { recipeOf } from '#test/images/recipe.ts';
 
 const skip = process.getuid?.() === 0 ? false : 'needs root';
 
-test('the awkward image has the rootfs that containerd unpacks, whatever form its layers are in', {
-  skip,
-}, async (t) => {
-  const { signal } = t;
-  await using folder = await TempFolder.create('r');
-  await using registry = await TestRegistry.start({ folder: folder.path }, signal);
-  const plain = await writeAwkwardImage(folder.join('plain'), 'gzip-6', signal);
-  const source = await registry.push(plain, 'awkward', 'gzip-6', signal);
-  await using containerd = await TestContainerd.start({ folder: folder.join('c') }, signal);
-  await containerd.pull(source, 'overlayfs', signal);
-  const top = chainIds((await plain.config()).rootfs.diff_ids).at(-1) ?? '';
-  await using mounted = await containerd.mountImage(top, 'overlayfs', folder.join('m'), signal);
-  void mounted;
-  const expected = await walkTree(folder.join('m'), signal);
-  assert.ok(expected.size > 1_500);
+/** It has a name and an empty xattr that the TOCs of others do not hold. */
+const AWKWARD_FORMS = IMAGE_FORMS.filter((form) => isAsPushed(form) || isOurs(form));
+/** The others are in `npm run bench -- rootfs`, with more images. */
+const PERL_FORMS: readonly ImageForm[] = ['uncompressed', 'ctr-remote-zstd-chunked'];
 
-  const check = async (reference: string): Promise<void> => {
-    // Each on a node of its own: layers of the same content would otherwise be found on the disk.
-    await using node = await TestNode.start({}, signal);
-    const pulled = await node.kindling.pull(reference, signal);
-    assert.deepEqual(
-      pulled.layers.map((layer) => layer.state),
-      ['lazy', 'lazy', 'lazy'],
-      JSON.stringify(pulled.layers),
+/** One node for all forms of an image: each is removed before the next, which shares no layer with it but all chain IDs. */
+class Forms implements AsyncDisposable {
+  readonly #parts: AsyncDisposableStack;
+  readonly #folder: TempFolder;
+  readonly #registry: TestRegistry;
+  readonly #link: LinkProcess;
+  readonly #node: TestNode;
+  readonly #source: FormSource;
+  readonly #expected: ReadonlyMap<string, TreeEntry>;
+
+  private constructor(
+    parts: AsyncDisposableStack,
+    folder: TempFolder,
+    registry: TestRegistry,
+    link: LinkProcess,
+    node: TestNode,
+    source: FormSource,
+    expected: ReadonlyMap<string, TreeEntry>,
+  ) {
+    this.#parts = parts;
+    this.#folder = folder;
+    this.#registry = registry;
+    this.#link = link;
+    this.#node = node;
+    this.#source = source;
+    this.#expected = expected;
+  }
+
+  static async open(
+    name: string,
+    layout: (folder: TempFolder, variant: Parameters<FormSource['layout']>[0]) => Promise<OciLayout>,
+    signal: AbortSignal,
+  ): Promise<Forms> {
+    await using parts = new AsyncDisposableStack();
+    const folder = parts.use(await TempFolder.create('r'));
+    const registry = parts.use(await TestRegistry.start({ folder: folder.path }, signal));
+    const link = parts.use(await LinkProcess.start(registry.port, {}, signal));
+    const node = parts.use(await TestNode.start(CHECKED_NODE, signal));
+    const source: FormSource = { name, layout: async (variant) => await layout(folder, variant) };
+    const plain = await source.layout('gzip-6');
+    const reference = await registry.push(plain, name, 'plain', signal);
+    await node.containerd.pull(reference, 'overlayfs', signal);
+    const top = chainIds((await plain.config()).rootfs.diff_ids).at(-1) ?? '';
+    const expected = await node.withRootfs(top, 'overlayfs', signal, async (rootfs) => await walkTree(rootfs, signal));
+    await node.containerd.removeImage(reference, signal);
+    return new Forms(parts.move(), folder, registry, link, node, source, expected);
+  }
+
+  /** Bytes that a start has fetched, of all. */
+  async check(
+    form: ImageForm,
+    more: Omit<RootfsCase, 'repository' | 'expected'>,
+    signal: AbortSignal,
+  ): Promise<number> {
+    await pushForm(this.#source, form, this.#registry, this.#folder.path, signal);
+    const repository = `${this.#source.name}:${form}`;
+    const checked = await checkRootfs(
+      this.#node,
+      this.#link,
+      { repository, expected: this.#expected, ...more },
+      signal,
     );
-    await node.withRootfs(pulled.chainId, 'kindling', signal, async (rootfs) => {
-      const actual = await walkTree(rootfs, signal);
-      assert.deepEqual(differences(expected, actual, { ignoreMtime: hasUnstableMtime }), []);
-    });
-  };
+    assert.deepEqual(checked.problems, []);
+    await this.#node.containerd.removeImage(checked.reference, signal);
+    return checked.startBytes / checked.layers.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);
+  }
 
-  for (const compression of ['gzip-members', 'uncompressed', 'zstd-frames'] as const) {
-    await t.test(compression, async () => {
-      const layout = await writeAwkwardImage(folder.join(compression), compression, signal);
-      await check(await registry.push(layout, 'awkward', compression, signal));
-    });
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#parts.disposeAsync();
   }
-  for (const format of ['estargz', 'zstd-chunked'] as const) {
-    await t.test(`${format} by our converter`, async () => {
-      const client = new RegistryClient();
-      try {
-        await convertImage(
-          {
-            source: parseReference(source),
-            target: parseReference(registry.reference('awkward', format)),
-            client,
-            format,
-            platforms: 'all',
-          },
-          signal,
-        );
-      } finally {
-        await client.close();
-      }
-      await check(registry.reference('awkward', format));
-    });
-  }
+}
+
+suite('an image has the rootfs that containerd unpacks, and sound layer images, whatever form its layers are in', {
+  skip,
+}, () => {
+  test('the awkward image', async (t) => {
+    const { signal } = t;
+    const written = new Map<string, Promise<OciLayout>>();
+    await using forms = await Forms.open(
+      'awkward',
+      async (folder, variant) => {
+        const known = written.get(variant);
+        if (known !== undefined) return await known;
+        const compression = COMPRESSIONS.find((each) => each === variant);
+        if (compression === undefined) throw new Error(`There is no awkward image of ${variant}`);
+        const layout = writeAwkwardImage(folder.join(variant), compression, signal);
+        written.set(variant, layout);
+        return await layout;
+      },
+      signal,
+    );
+    for (const form of AWKWARD_FORMS) {
+      await t.test(form, async () => {
+        await forms.check(form, { compare: { ignoreMtime: hasUnstableMtime } }, signal);
+      });
+    }
+  });
+
+  test('a real image, and a start fetches a part of it', async (t) => {
+    const { signal } = t;
+    await using forms = await Forms.open(
+      'perl',
+      async (_, variant) => await testImage('perl', signal, variant),
+      signal,
+    );
+    for (const form of PERL_FORMS) {
+      await t.test(form, async () => {
+        const compare = { mtimeRounded: form.startsWith('ctr-remote') };
+        const share = await forms.check(form, { compare, start: recipeOf('perl') }, signal);
+        if (form.endsWith('chunked')) assert.ok(share < 0.5, `${share} of it was fetched`);
+      });
+    }
+  });
 });
