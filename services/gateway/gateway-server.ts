@@ -1,8 +1,9 @@
 import { createHash, timingSafeEqual } from 'node:crypto';
-import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
+import type { IncomingMessage, Server, ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { BusError, type Bus } from '#shared/bus/bus.ts';
 import { toBus } from '#shared/events/image-events.ts';
+import { createServer } from '#shared/http/node-http.ts';
 import type { AllowedRepositories } from '#shared/registry/allowed-repositories.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
 import { Counter, type Registry } from '#shared/telemetry/metrics.ts';

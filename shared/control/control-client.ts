@@ -1,7 +1,8 @@
-import { request as httpRequest, type IncomingMessage } from 'node:http';
+import type { IncomingMessage } from 'node:http';
 import { createInterface } from 'node:readline';
 import type { z } from 'zod';
 import { deadLetterView, type DeadLetterView } from '#shared/events/dead-letter.ts';
+import { request as httpRequest } from '#shared/http/node-http.ts';
 import {
   agentStatus,
   controlFailure,

@@ -1,6 +1,7 @@
-import { createServer, type Server } from 'node:http';
+import type { Server } from 'node:http';
 import { Registry, collectDefaultMetrics } from 'prom-client';
 import type { Address } from '#shared/config/settings.ts';
+import { createServer } from '#shared/http/node-http.ts';
 
 export { Counter, Gauge, Histogram, Registry } from 'prom-client';
 

@@ -1,7 +1,8 @@
 import { chmod, mkdir, rename, rm } from 'node:fs/promises';
-import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
+import type { IncomingMessage, Server, ServerResponse } from 'node:http';
 import { dirname } from 'node:path';
 import { BUS_LIMITS } from '#shared/bus/bus.ts';
+import { createServer } from '#shared/http/node-http.ts';
 import {
   CONTROL_LIMITS,
   deadLetterRequest,
