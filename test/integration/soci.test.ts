@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { readFile, writeFile } from 'node:fs/promises';
 import { after, before, test } from 'node:test';
+import { fileURLToPath } from 'node:url';
 import { chainIds } from '#test/harness/chain-id.ts';
 import { differences, walkTree } from '#test/harness/compare-trees.ts';
 import { TestContainerd } from '#test/harness/containerd.ts';
@@ -21,6 +22,7 @@ const SETTINGS = { KINDLING_BACKGROUND: 'false' };
 /** Small, so that small layers have several. */
 const SPAN_BYTES = 64 * 1024;
 const LARGE = 'sizes/large';
+const CLI = fileURLToPath(new URL('../../services/cli/main.ts', import.meta.url));
 
 let folder: TempFolder;
 let registry: TestRegistry;
@@ -91,7 +93,15 @@ test('layers of a trusted image are lazy by its SOCI index; a zTOC that is of an
 
 test('what the SOCI index says of the blob is checked before a byte is served', { skip }, async ({ signal }) => {
   const options = { version: 2, spanBytes: SPAN_BYTES, ztocOf: [0, 1, 2] } as const;
-  await pushWithSoci(registry, layout, 'soci', 'v2', options, signal);
+  const reference = await pushWithSoci(registry, layout, 'soci', 'v2', options, signal);
+  const inspect = ['--disable-warning=ExperimentalWarning', CLI, 'inspect', reference, '--json'];
+  const said = JSON.parse(await runTool(process.execPath, inspect, signal)) as {
+    readonly layers: readonly { readonly index: string; readonly format: string }[];
+  };
+  assert.deepEqual(
+    said.layers.map(({ index, format }) => [index, format]),
+    options.ztocOf.map(() => ['soci', 'soci']),
+  );
   await using liar = await LyingRegistry.start({ port: registry.port });
   await using node = await TestNode.start({ ...SETTINGS, KINDLING_TRUSTED_INDEXES: liar.host }, signal);
   const { chainId } = await node.kindling.pull(`${liar.host}/soci:v2`, signal);

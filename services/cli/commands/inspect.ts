@@ -75,7 +75,9 @@ async function inspectImage(image: string, flags: Flags, signal: AbortSignal): P
   const referrers = await client.referrers(reference.repository, found.descriptor.digest, undefined, signal);
   const platforms =
     found.index?.parsed.kind === 'index'
-      ? found.index.parsed.manifests.flatMap((entry) => (entry.platform ? [formatPlatform(entry.platform)] : []))
+      ? found.index.parsed.manifests.flatMap(({ platform: has, artifactType }) =>
+          has && artifactType === undefined ? [formatPlatform(has)] : [],
+        )
       : [];
   // Only looked at here, not used: whether an agent believes them is its own setting.
   const every = new AllowedRepositories(['*']);
