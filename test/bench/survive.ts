@@ -41,6 +41,7 @@ export async function run(
   const options: SoakOptions = {
     kills: Number(values.kills),
     pauseMs: () => 100 + Math.random() * 1_900,
+    reloads: true,
     everyKind: true,
     quietRounds: 10,
   };

@@ -21,7 +21,7 @@ test('containers see no error and no wrong byte while the agent is killed within
   const churn = await pushChurnImage(registry, link.host, folder, signal);
   await using node = await TestNode.start(SOAK_SETTINGS, signal);
 
-  const options = { kills: 1, pauseMs: () => 300, everyKind: false, quietRounds: 0 };
+  const options = { kills: 1, pauseMs: () => 300, reloads: false, everyKind: false, quietRounds: 0 };
   const result = await soak(node, [`${link.host}/perl:optimized`], churn, options, signal);
   assert.ok(result.kills > 1 && result.containerRounds > 0 && result.reads > 0 && result.verified.spans > 0);
   t.diagnostic(JSON.stringify(result));
