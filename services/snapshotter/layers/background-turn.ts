@@ -13,7 +13,7 @@ export class BackgroundTurn {
     this.#now = now;
   }
 
-  /** After so many bytes of the blob. A reader that comes (`run.wake`) ends the pause. */
+  /** After so many bytes of the blob. A reader that comes (`wake`) ends the pause. */
   async turn(run: Run, bytes: number): Promise<void> {
     if (hasWaiters(run)) {
       run.waitedMs = this.#now();
@@ -27,13 +27,14 @@ export class BackgroundTurn {
       const pauseMs = this.#pace.backgroundPauseMs();
       if (pauseMs <= 0 || run.abort.signal.aborted || hasWaiters(run)) return;
       await new Promise<void>((resolve) => {
-        const timer = setTimeout(resolve, Math.ceil(pauseMs));
-        run.wake = () => {
+        const end = () => {
           clearTimeout(timer);
+          run.wakes.delete(end);
           resolve();
         };
+        const timer = setTimeout(end, Math.ceil(pauseMs));
+        run.wakes.add(end);
       });
-      run.wake = undefined;
     }
   }
 }

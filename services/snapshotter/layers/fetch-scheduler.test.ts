@@ -7,7 +7,7 @@ import { FetchScheduler } from './fetch-scheduler.ts';
 import type { FetchLimits } from './fetch-pace.ts';
 import type { FailedFetch, FetchedSpan, FetchTarget } from './fetch-target.ts';
 import { Residency } from './residency.ts';
-import type { FetchPriority, SpanBytes, SpanRequest, SpanSource } from './span-source.ts';
+import type { DeliverSpan, FetchPriority, SpanBytes, SpanRequest, SpanSource } from './span-source.ts';
 
 const SPAN = 100_000;
 const never = new AbortController().signal;
@@ -39,8 +39,8 @@ class FakeTarget implements FetchTarget {
   readonly residency: Residency;
   readonly stored: [span: number, priority: FetchPriority][] = [];
   readonly suspected = new Set<number>();
-  constructor(spans: number) {
-    this.map = uniformMap(spans);
+  constructor(spans: number, map = uniformMap(spans)) {
+    this.map = map;
     this.residency = new Residency(spans);
   }
   has(span: number) {
@@ -71,7 +71,7 @@ const BAD = 66;
 interface Call {
   readonly request: SpanRequest;
   readonly signal: AbortSignal;
-  deliver(span: number, first?: number): void;
+  deliver(span: number, first?: number): Promise<void> | undefined;
   end(error?: unknown): void;
 }
 
@@ -84,7 +84,7 @@ class FakeSource implements SpanSource {
   constructor(name: SpanSource['name'] = 'registry') {
     this.name = name;
   }
-  fetch(request: SpanRequest, deliver: (span: number, bytes: SpanBytes) => void, signal: AbortSignal): Promise<void> {
+  fetch(request: SpanRequest, deliver: DeliverSpan, signal: AbortSignal): Promise<void> {
     return new Promise((resolve, reject) => {
       signal.addEventListener('abort', () => reject(signal.reason));
       const call: Call = {
@@ -103,7 +103,7 @@ class FakeSource implements SpanSource {
 }
 
 const all = (call: Call) => {
-  for (let span = call.request.first; span <= call.request.last; span++) call.deliver(span);
+  for (let span = call.request.first; span <= call.request.last; span++) void call.deliver(span);
   call.end();
 };
 
@@ -151,7 +151,7 @@ test('a reader is served as soon as its span is there, before the rest of the re
   const first = scheduler.ensure(target, 0, 0, never, 5);
   await calls(source, 1);
   assert.equal(source.calls[0]?.request.last, 5);
-  source.calls[0]?.deliver(0);
+  void source.calls[0]?.deliver(0);
   await first;
   assert.equal(target.has(1), false);
   await scheduler.close();
@@ -178,7 +178,7 @@ test('a demand read cuts a lower run whose stream is far from its span, and each
   const target = new FakeTarget(10);
   scheduler.prefetch(target, 0, 10);
   await calls(source, 1);
-  source.calls[0]?.deliver(0);
+  void source.calls[0]?.deliver(0);
   const read = scheduler.ensure(target, 8, 8, never);
   assert.equal(source.calls[0]?.signal.aborted, true);
   source.answer = all;
@@ -356,5 +356,83 @@ test('the background keeps to its rate', async () => {
   now += 1001;
   scheduler.prefetch(target, 0, 0);
   await calls(source, 2);
+  await scheduler.close();
+});
+
+/** Of eight spans all but the first two come only together, and nothing can be told of where in the blob. */
+function streamedTarget(): FakeTarget {
+  const map: SpanMap = {
+    ...uniformMap(8),
+    blobStart: (span) => Math.min(span, 2) * SPAN,
+    blobEnd: (span) => Math.min(span + 1, 2) * SPAN,
+    streamOf: (span) => (span < 2 ? undefined : [2, 7]),
+  };
+  return new FakeTarget(8, map);
+}
+
+test('a reader of a part of a stream has all that is missing of it come, and is served when its part passes', async () => {
+  const { scheduler, source, fetched } = setup();
+  const target = streamedTarget();
+  target.residency.add(4);
+  const read = scheduler.ensure(target, 1, 5, never);
+  await calls(source, 3);
+  const ranges = source.calls.map(({ request }) => [request.first, request.last]);
+  assert.deepEqual(ranges, [
+    [1, 1],
+    [2, 3],
+    [5, 7],
+  ]);
+  const [alone, before, behind] = source.calls;
+  assert.ok(alone && before && behind);
+  all(alone);
+  all(before);
+  void behind.deliver(5);
+  await read;
+  assert.equal(target.has(6), false);
+  await Promise.all([behind.deliver(6), behind.deliver(7)]);
+  behind.end();
+  assert.deepEqual(target.stored.at(-1), [7, 'background']);
+  assert.equal(fetched.length, 6);
+  await scheduler.close();
+});
+
+test('a stream that nobody waits for pauses as the background does, until a reader comes', async () => {
+  const { scheduler, source } = setup({ limits: { quietMs: 3_600_000 }, now: () => 1000 });
+  const target = streamedTarget();
+  scheduler.prefetch(target, 2, 1);
+  await calls(source, 1);
+  const [call] = source.calls;
+  assert.ok(call);
+  let paused = true;
+  const deliver = call.deliver(2)?.then(() => (paused = false));
+  for (let i = 0; i < 5; i++) await turn();
+  assert.equal(target.has(2), true);
+  assert.equal(paused, true);
+  const read = scheduler.ensure(target, 6, 6, never);
+  await deliver;
+  all(call);
+  await read;
+  await scheduler.close();
+});
+
+test('a stream ends when its layer is not used any more, and not while somebody waits', async () => {
+  const { scheduler, source } = setup();
+  const target = streamedTarget();
+  const read = scheduler.ensure(target, 3, 3, never);
+  await calls(source, 1);
+  const [call] = source.calls;
+  assert.ok(call);
+  scheduler.forget(target);
+  assert.equal(call.signal.aborted, false);
+  void call.deliver(2);
+  void call.deliver(3);
+  await read;
+  scheduler.forget(target);
+  assert.equal(call.signal.aborted, true);
+  for (let i = 0; i < 5; i++) await turn();
+  assert.equal(source.calls.length, 1);
+  source.answer = all;
+  await scheduler.ensure(target, 7, 7, never);
+  assert.deepEqual(source.calls[1]?.request.first, 4);
   await scheduler.close();
 });

@@ -12,6 +12,7 @@ import {
   type Run,
   type SpanTask,
   type Waiter,
+  wake,
 } from './span-task.ts';
 import { FETCH_LIMITS, FetchPace, type FetchLimits } from './fetch-pace.ts';
 import type { FailedFetch, FetchObserver, FetchTarget } from './fetch-target.ts';
@@ -186,7 +187,7 @@ export class FetchScheduler {
     if (task.state === 'queued') this.#queues[priority].add(task);
     const run = task.run;
     if (task.state !== 'running' || run === undefined || priority !== 'demand') return;
-    run.wake?.();
+    wake(run);
     if (run.source.urgent !== undefined) {
       run.source.urgent(run.request, task.span);
       return;
@@ -350,10 +351,6 @@ export class FetchScheduler {
     const usual = this.#pace.runBytes(priority);
     const limit = stream === undefined ? (source.runBytes?.[priority] ?? usual) : Infinity;
     const { first, last, members } = gatherRun(task, this.#tasks.get(target), limit, stream);
-    for (const member of members.values()) {
-      this.#queues[member.priority].delete(member);
-      member.state = 'running';
-    }
     const request: SpanRequest = { layer: target.layer, map, origins: target.origins, first, last, priority };
     this.#launch({
       target,
@@ -369,12 +366,16 @@ export class FetchScheduler {
       next: first,
       cut: false,
       waitedMs: -Infinity,
-      wake: undefined,
+      wakes: new Set(),
     });
   }
 
   #launch(run: Run): void {
-    for (const task of run.tasks.values()) task.run = run;
+    for (const task of run.tasks.values()) {
+      this.#queues[task.priority].delete(task);
+      task.state = 'running';
+      task.run = run;
+    }
     this.#pace.started(run.counts, run.bytes);
     this.#runs.add(run);
     this.#track(

@@ -45,8 +45,12 @@ export interface Run {
   cut: boolean;
   /** When a reader waited for it last. */
   waitedMs: number;
-  /** Ends a pause that it makes because nobody waits for it. */
-  wake: (() => void) | undefined;
+  /** End the pauses that it makes because nobody waits for it. */
+  readonly wakes: Set<() => void>;
+}
+
+export function wake(run: Run): void {
+  for (const end of run.wakes) end();
 }
 
 export function hasWaiters(run: Run): boolean {
@@ -56,7 +60,7 @@ export function hasWaiters(run: Run): boolean {
 
 export function endRun(run: Run, why: string): void {
   run.abort.abort(new Error(why));
-  run.wake?.();
+  wake(run);
 }
 
 /** As the source gave it: of the blob, or payload. */
