@@ -83,7 +83,7 @@ export async function run(
               ? await measureOverlayfs(measurement, signal)
               : await measureKindling(
                   measurement,
-                  config === 'gzip-indexed' ? { KINDLING_TRUSTED_INDEXES: '*' } : {},
+                  config.endsWith('-indexed') ? { KINDLING_TRUSTED_INDEXES: '*' } : {},
                   signal,
                 );
           measured.push({ image: recipe.name, config, network, round, imageBytes, ...result });

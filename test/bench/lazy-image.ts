@@ -14,7 +14,9 @@ export const LAZY_FORMATS = [
   'gzip',
   /** As pushed, with its indexes beside it in the registry (`kindling index --push`). */
   'gzip-indexed',
+  /** One zstd frame for each layer, as pushed, with no index anywhere. */
   'zstd',
+  'zstd-indexed',
 ] as const;
 export type LazyFormat = (typeof LAZY_FORMATS)[number];
 
@@ -37,6 +39,11 @@ export async function lazyImage(
     }
     case 'zstd':
       return await registry.push(await testImage(name, signal, 'zstd'), name, format, signal);
+    case 'zstd-indexed': {
+      const image = await registry.push(await testImage(name, signal, 'zstd'), name, format, signal);
+      await indexBeside(image, signal);
+      return image;
+    }
     default:
       return await convertByUs(registry.reference(name, 'original'), registry.reference(name, format), format, signal);
   }
