@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { open, readFile, readdir, writeFile } from 'node:fs/promises';
 import { after, before, test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { convertImage } from '#shared/convert/convert-image.ts';
 import { parseReference } from '#shared/registry/reference.ts';
 import { RegistryClient } from '#shared/registry/registry-client.ts';
@@ -19,6 +20,7 @@ const skip = process.getuid?.() === 0 ? false : 'needs root';
 /** Nothing is fetched but what is read; a read that cannot be served ends soon. */
 const SETTINGS = { KINDLING_BACKGROUND: 'false', KINDLING_READ_DEADLINE_MS: '200' };
 const LARGE = 'sizes/large';
+const OTHER = 'sizes/1048577';
 
 let folder: TempFolder;
 let registry: TestRegistry;
@@ -83,6 +85,16 @@ async function read(rootfs: string, path: string, signal: AbortSignal): Promise<
   }
 }
 
+/** Waits until the agent has a read that it cannot answer. */
+async function untilWaiting(node: TestNode, signal: AbortSignal): Promise<void> {
+  for (;;) {
+    // It may just have been killed.
+    const status = await node.kindling.client.status(signal).catch(() => undefined);
+    if (status !== undefined && status.fuse.waiting > 0) return;
+    await sleep(20, undefined, { signal });
+  }
+}
+
 test('what a lying registry sends is neither mounted nor readable, and honest answers heal it', { skip }, async (t) => {
   const { signal } = t;
   await using liar = await LyingRegistry.start({ port: registry.port });
@@ -95,6 +107,9 @@ test('what a lying registry sends is neither mounted nor readable, and honest an
   const { chainId } = await node.kindling.pull(`${liar.host}/awkward:lazy`, signal);
   const right = (await rightTree(node, chainId, signal)).get(LARGE)?.sha256;
   await node.withRootfs(chainId, 'kindling', signal, async (rootfs) => {
+    await registry.stop();
+    assert.equal(await read(rootfs, LARGE, signal), 'EIO');
+    await registry.restart(signal);
     liar.lying = true;
     assert.equal(await read(rootfs, LARGE, signal), 'EIO');
     const layers = await node.kindling.client.layers(signal);
@@ -108,28 +123,33 @@ test('what a lying registry sends is neither mounted nor readable, and honest an
   await assertRight(node, chainId, signal);
 });
 
-test('with the registry gone what is here is read, and all when it is back; after a power cut nothing unverified', {
+test('with registry and agent gone what is here is read as soon as an agent is, all when the registry is; after a power cut nothing unverified', {
   skip,
 }, async (t) => {
   const { signal } = t;
-  await using node = await TestNode.start(SETTINGS, signal);
+  // Reads wait for the registry as long as it takes here.
+  await using node = await TestNode.start({ ...SETTINGS, KINDLING_READ_DEADLINE_MS: '120000' }, signal);
   const { kindling } = node;
   const { chainId } = await kindling.pull(registry.reference('awkward', 'lazy'), signal);
   const right = await rightTree(node, chainId, signal);
   await node.withRootfs(chainId, 'kindling', signal, async (rootfs) => {
     assert.equal(await read(rootfs, 'sizes/65536', signal), right.get('sizes/65536')?.sha256);
     await registry.stop();
+    let before: Promise<string>;
+    let after: Promise<string>;
     try {
-      assert.equal(await read(rootfs, 'sizes/65536', signal), right.get('sizes/65536')?.sha256);
-      assert.equal(await read(rootfs, LARGE, signal), 'EIO');
-      // The agent away as well: what is here is read, from the disk, as soon as the next agent serves.
+      before = read(rootfs, LARGE, signal);
+      await untilWaiting(node, signal);
       await kindling.killAgent();
       await dropCaches(signal);
       assert.equal(await read(rootfs, 'sizes/65536', signal), right.get('sizes/65536')?.sha256);
+      after = read(rootfs, OTHER, signal);
+      await untilWaiting(node, signal);
     } finally {
       await registry.restart(signal);
     }
-    assert.equal(await read(rootfs, LARGE, signal), right.get(LARGE)?.sha256);
+    assert.equal(await before, right.get(LARGE)?.sha256, 'a read that has waited since before the agent was killed');
+    assert.equal(await after, right.get(OTHER)?.sha256, 'a read that came while there was an agent and no registry');
   });
 
   await kindling.killAll();
