@@ -4,6 +4,7 @@ import { type Checkpoint, type LayerFormat, LayerError, type SpanSegment } from 
 import type { ImageExtent } from '#shared/layer/span-map.ts';
 import { decodeDeflateSpan } from './gzip/deflate-span.ts';
 import { DecodeError, SyncDecoder } from './sync-decoder.ts';
+import { wantedMembers } from './wanted-members.ts';
 
 /** What decoding needs to know of a layer's spans; the span map has it. */
 export interface SpanCoding {
@@ -25,6 +26,12 @@ export interface SpanCoding {
  */
 export interface UndecodedSpan {
   readonly form: 'compressed' | 'decoded' | 'payload' | 'packed';
+  readonly bytes: Uint8Array;
+}
+
+/** Verified bytes and where they lie in the layer image. */
+export interface ImagePart {
+  readonly imageOffset: number;
   readonly bytes: Uint8Array;
 }
 
@@ -55,8 +62,42 @@ export class SpanDecoder implements Disposable {
     if (payload.length !== expected) {
       throw new LayerError('malformed', `Refused ${place(map, span)}: ${payload.length} bytes, not ${expected}`);
     }
-    if (!byBlob) this.#verify(map, span, payload);
+    if (!byBlob) this.#verify(map, span, payload, map.pieces(span));
     return payload;
+  }
+
+  /**
+   * What the span has of the image ranges in `wanted`, and perhaps more, without decoding all of it: each part verified.
+   * undefined: the span's coding has no parts, or these would be most of it.
+   *
+   * @throws LayerError as `decode`, where one of these parts is wrong.
+   */
+  decodeParts(
+    map: SpanCoding,
+    span: number,
+    bytes: Uint8Array,
+    wanted: readonly (readonly [imageStart: number, imageEnd: number])[],
+  ): readonly ImagePart[] | undefined {
+    const decoder = map.format === 'estargz' ? this.#gzip : map.format === 'zstd-chunked' ? this.#zstd : undefined;
+    const blobStart = map.blobStart(span);
+    if (decoder === undefined || bytes.length !== map.blobEnd(span) - blobStart) return undefined;
+    const members = wantedMembers(map, span, wanted);
+    if (members === undefined) return undefined;
+    const parts: ImagePart[] = [];
+    for (const { segment, pieces, extents } of members) {
+      const decoded = Buffer.allocUnsafe(segment.length);
+      try {
+        this.#member(decoder, bytes, blobStart, segment, decoded);
+      } catch (cause) {
+        if (!(cause instanceof DecodeError)) throw cause;
+        throw new LayerError('malformed', `Cannot decode ${place(map, span)}: ${cause.message}`, { cause });
+      }
+      this.#verify(map, span, decoded, pieces);
+      for (const { decodedOffset, imageOffset, length } of extents) {
+        parts.push({ imageOffset, bytes: decoded.subarray(decodedOffset, decodedOffset + length) });
+      }
+    }
+    return parts;
   }
 
   #payload(map: SpanCoding, span: number, source: UndecodedSpan): Uint8Array {
@@ -125,23 +166,26 @@ export class SpanDecoder implements Disposable {
     const blobStart = map.blobStart(span);
     let at = 0;
     for (const segment of map.segments(span)) {
-      const start = segment.blobOffset - blobStart;
-      const end = start + segment.blobLength;
-      decoder.reset();
-      let input = start;
-      if (segment.skip > 0) {
-        this.#scratch ??= Buffer.allocUnsafe(SCRATCH_BYTES);
-        for (let left = segment.skip; left > 0; ) {
-          const part = Math.min(left, SCRATCH_BYTES);
-          input = fill(decoder, bytes, input, end, this.#scratch, 0, part);
-          left -= part;
-        }
-      }
-      fill(decoder, bytes, input, end, decoded, at, at + segment.length);
+      this.#member(decoder, bytes, blobStart, segment, decoded.subarray(at, at + segment.length));
       at += segment.length;
     }
     if (at !== decoded.length) throw new DecodeError(`segments of ${at} bytes in a span of ${decoded.length}`);
     return decoded;
+  }
+
+  #member(decoder: SyncDecoder, bytes: Uint8Array, blobStart: number, segment: SpanSegment, output: Buffer): void {
+    const end = segment.blobOffset - blobStart + segment.blobLength;
+    let input = segment.blobOffset - blobStart;
+    decoder.reset();
+    if (segment.skip > 0) {
+      this.#scratch ??= Buffer.allocUnsafe(SCRATCH_BYTES);
+      for (let left = segment.skip; left > 0; ) {
+        const part = Math.min(left, SCRATCH_BYTES);
+        input = fill(decoder, bytes, input, end, this.#scratch, 0, part);
+        left -= part;
+      }
+    }
+    fill(decoder, bytes, input, end, output, 0, output.length);
   }
 
   /** What the extents cover of the decoded bytes, in order. */
@@ -164,10 +208,10 @@ export class SpanDecoder implements Disposable {
     return at === length ? payload : payload.subarray(0, at);
   }
 
-  #verify(map: SpanCoding, span: number, payload: Uint8Array): void {
+  #verify(map: SpanCoding, span: number, payload: Uint8Array, pieces: ReturnType<SpanCoding['pieces']>): void {
     let at = 0;
     let index = 0;
-    for (const piece of map.pieces(span)) {
+    for (const piece of pieces) {
       const digest = hash('sha256', payload.subarray(at, at + piece.length), 'buffer');
       if (!digest.equals(piece.digest)) {
         throw new LayerError(

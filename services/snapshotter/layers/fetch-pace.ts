@@ -10,6 +10,12 @@ export interface FetchLimits {
   readonly runBytes: Readonly<Record<FetchPriority, number>>;
   /** Bytes in flight or waiting to be decoded, of each class: what bounds the memory. One run is always allowed. */
   readonly flightBytes: Readonly<Record<FetchPriority, number>>;
+  /** What a request for a miss may take along of what lies behind it: as much as the link brings in this time, */
+  readonly tailMs: number;
+  /** so many bytes at most, */
+  readonly tailBytes: number;
+  /** and nothing where requests bring fewer bytes per ms, latency included: there the link is for what is waited for. */
+  readonly tailRate: number;
   /** Background runs are cut to what the link brings in this time, so that a demand read finds it free soon. */
   readonly backgroundRunMs: number;
   /** Nothing in the background until there was no demand for this long. */
@@ -31,6 +37,9 @@ export const FETCH_LIMITS: FetchLimits = {
   slots: { demand: 24, prefetch: 6, background: 2 },
   runBytes: { demand: 4 * MiB, prefetch: 4 * MiB, background: 8 * MiB },
   flightBytes: { demand: 48 * MiB, prefetch: 16 * MiB, background: 12 * MiB },
+  tailMs: 12,
+  tailBytes: MiB,
+  tailRate: 24_000,
   backgroundRunMs: 250,
   quietMs: 400,
   backgroundRate: 0,
@@ -43,6 +52,9 @@ export const FETCH_LIMITS: FetchLimits = {
 
 /** Smallest background run, so that a stalled link is not asked byte by byte. */
 const MIN_BACKGROUND_RUN = MiB / 2;
+
+/** Answers below this size tell more of the latency than of the link. */
+const MEASURED_BYTES = 128 * 1024;
 
 /** How much may be in flight, and how fast: slots, bytes, the background's rate. */
 export class FetchPace {
@@ -90,6 +102,12 @@ export class FetchPace {
     return Math.min(limit, Math.max(MIN_BACKGROUND_RUN, this.#throughput * this.#limits.backgroundRunMs));
   }
 
+  /** Bytes behind a miss that its request takes along. */
+  tailBytes(): number {
+    const { tailRate, tailMs, tailBytes } = this.#limits;
+    return this.#throughput < tailRate ? 0 : Math.min(tailBytes, this.#throughput * tailMs);
+  }
+
   started(priority: FetchPriority, bytes: number): void {
     this.#runs[priority]++;
     this.#bytes[priority] += bytes;
@@ -109,7 +127,7 @@ export class FetchPace {
   }
 
   measured(bytes: number, elapsedMs: number): void {
-    if (bytes < MIN_BACKGROUND_RUN / 2 || elapsedMs <= 0) return;
+    if (bytes < MEASURED_BYTES || elapsedMs <= 0) return;
     const rate = bytes / elapsedMs;
     this.#throughput = this.#throughput === 0 ? rate : this.#throughput * 0.7 + rate * 0.3;
   }

@@ -52,6 +52,10 @@ class FakeTarget implements FetchTarget {
   suspects(span: number) {
     return this.suspected.has(span);
   }
+  readonly hurried: number[] = [];
+  urgent(span: number) {
+    this.hurried.push(span);
+  }
   verify(span: number) {
     this.suspected.delete(span);
     // Odd ones have not survived.
@@ -71,7 +75,7 @@ const BAD = 66;
 interface Call {
   readonly request: SpanRequest;
   readonly signal: AbortSignal;
-  deliver(span: number, first?: number): Promise<void> | undefined;
+  deliver(span: number, first?: number, size?: number): Promise<void> | undefined;
   end(error?: unknown): void;
 }
 
@@ -90,7 +94,8 @@ class FakeSource implements SpanSource {
       const call: Call = {
         request,
         signal,
-        deliver: (span, first = 0) => deliver(span, { form: 'payload', bytes: Uint8Array.of(first) }),
+        deliver: (span, first = 0, size = 1) =>
+          deliver(span, { form: 'payload', bytes: new Uint8Array(size).fill(first, 0, 1) }),
         end: (error) => (error === undefined ? resolve() : reject(error)),
       };
       this.calls.push(call);
@@ -435,4 +440,53 @@ test('a stream ends when its layer is not used any more, and not while somebody 
   await scheduler.ensure(target, 7, 7, never);
   assert.deepEqual(source.calls[1]?.request.first, 4);
   await scheduler.close();
+});
+
+test('on a fast link a miss takes along what lies behind it', async () => {
+  let nowMs = 0;
+  const { scheduler, source } = setup({
+    limits: { tailMs: 10, tailRate: 20_000, tailBytes: 3 * SPAN },
+    now: () => nowMs,
+  });
+  const target = new FakeTarget(40);
+  const read = async (span: number, tookMs: number, spans: number) => {
+    const done = scheduler.ensure(target, span, span, never);
+    await calls(source, source.calls.length + 1);
+    const call = source.calls.at(-1);
+    assert.ok(call);
+    nowMs += tookMs;
+    const size = spans * SPAN;
+    call.deliver(span, 0, size);
+    for (let next = call.request.first + 1; next <= call.request.last; next++) call.deliver(next);
+    call.end();
+    await done;
+    await turn();
+    return call.request;
+  };
+  // Nothing is known of the link; then 10,000 bytes per ms, which is too few.
+  assert.equal((await read(0, 50, 5)).last, 0);
+  assert.equal((await read(10, 1, 5)).last, 10);
+  // By now some 150,000.
+  const { first, last } = await read(20, 1, 5);
+  assert.deepEqual([first, last], [20, 23]);
+  assert.ok(target.has(23));
+});
+
+test('a reader that comes for a span that is being stored ahead of it makes it urgent', async () => {
+  const { scheduler, source } = setup();
+  const target = new FakeTarget(4);
+  const gate = Promise.withResolvers<void>();
+  target.store = async (span) => {
+    await gate.promise;
+    target.residency.add(span);
+    return 'stored';
+  };
+  source.answer = all;
+  scheduler.prefetch(target, 2, 1);
+  await calls(source, 1);
+  const read = scheduler.ensure(target, 2, 2, never);
+  assert.deepEqual(target.hurried, [2]);
+  gate.resolve();
+  await read;
+  assert.equal(source.calls.length, 1);
 });

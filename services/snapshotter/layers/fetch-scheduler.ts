@@ -1,6 +1,6 @@
 import { BackgroundTurn } from './background-turn.ts';
 import { pauseBacklog, type Backlog } from './backlog.ts';
-import { gatherRun } from './gather-run.ts';
+import { gatherRun, tailOf } from './gather-run.ts';
 import { LayerReadError } from './layer-error.ts';
 import {
   closedError,
@@ -99,7 +99,9 @@ export class FetchScheduler {
         return;
       }
       signal.addEventListener('abort', onAbort, { once: true });
-      this.#wantAll(target, last + 1, ahead, 'prefetch');
+      // The files of a directory lie together, and who reads one of them mostly reads more.
+      const tail = tailOf(target, this.#tasks.get(target), last, this.#pace.tailBytes());
+      this.#wantAll(target, last + 1, Math.max(ahead, tail), 'prefetch');
       this.#pumpSoon();
     });
   }
@@ -186,6 +188,7 @@ export class FetchScheduler {
     task.priority = priority;
     if (task.state === 'queued') this.#queues[priority].add(task);
     const run = task.run;
+    if (task.state === 'storing' && priority === 'demand') task.target.urgent(task.span);
     if (task.state !== 'running' || run === undefined || priority !== 'demand') return;
     wake(run);
     if (run.source.urgent !== undefined) {
@@ -287,16 +290,8 @@ export class FetchScheduler {
       return restart ? this.#startBacklog(target, backlog) : 'waiting';
     }
     const limit = this.#pace.runBytes('background');
-    const start = target.map.blobStart(span);
-    let end = span;
-    while (
-      end + 1 < target.map.spanCount &&
-      target.map.blobEnd(end + 1) - start <= limit &&
-      !target.has(end + 1) &&
-      tasks?.has(end + 1) !== true
-    ) {
-      end++;
-    }
+    const { map } = target;
+    const end = span + tailOf(target, tasks, span, limit - (map.blobEnd(span) - map.blobStart(span)));
     backlog.cursor = end + 1;
     for (let next = span; next <= end; next++) this.#want(target, next, 'background');
     for (const task of this.#queues.background) if (this.#pace.allows('background')) this.#start(task);

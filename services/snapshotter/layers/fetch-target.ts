@@ -19,6 +19,8 @@ export interface FetchTarget {
    * @throws LayerReadError `no-space` or `closed`, which no other source would help.
    */
   store(span: number, bytes: SpanBytes, priority: FetchPriority): Promise<'stored' | 'mismatch' | 'retry'>;
+  /** A reader has come for a span that is being stored at a lower priority. */
+  urgent(span: number): void;
 }
 
 /** What the scheduler tells of its work; for statistics, metrics and the log. Called on the way: must be quick. */

@@ -1,3 +1,4 @@
+import type { FetchTarget } from './fetch-target.ts';
 import { RANK, type SpanTask } from './span-task.ts';
 
 export interface GatheredRun {
@@ -38,4 +39,23 @@ export function gatherRun(
     members.set(++last, other);
   }
   return { first, last, members };
+}
+
+/**
+ * How many missing spans behind `last`, in `bytes` of the blob, may come along with it.
+ */
+export function tailOf(
+  target: FetchTarget,
+  tasks: ReadonlyMap<number, SpanTask> | undefined,
+  last: number,
+  bytes: number,
+): number {
+  const { map } = target;
+  const limit = map.blobEnd(last) + bytes;
+  const joins = (span: number): boolean =>
+    map.blobEnd(span) <= limit && !target.has(span) && tasks?.has(span) !== true && map.streamOf(span) === undefined;
+  if (map.streamOf(last) !== undefined) return 0;
+  let end = last + 1;
+  while (end < map.spanCount && joins(end)) end++;
+  return end - last - 1;
 }

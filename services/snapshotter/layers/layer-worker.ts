@@ -1,4 +1,4 @@
-import { closeSync, openSync, readSync, writeFileSync } from 'node:fs';
+import { closeSync, openSync, readlinkSync, readSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { parentPort, type MessagePort } from 'node:worker_threads';
 import { sha256, type Digest } from '#shared/digest/digest.ts';
@@ -11,7 +11,8 @@ import { LayerError, type LayerIndex } from '#shared/layer/layer-index.ts';
 import { parseSpanMap, type DecodableSpanMap } from '#shared/layer/span-map-file.ts';
 import { SPAN_MAP_HEADER_BYTES } from '#shared/layer/span-map-layout.ts';
 import { layOut } from './built-layer.ts';
-import { ImageWriter } from './image-writer.ts';
+import type { ImageRange } from './early-reads.ts';
+import { ImageWriter, writeFully } from './image-writer.ts';
 import { LAYER_FILES } from './layer-folder.ts';
 import { Residency } from './residency.ts';
 import type { SharedMap, WorkerAnswer, WorkerJob, WorkerResults } from './worker-job.ts';
@@ -45,10 +46,12 @@ function headerOf(map: SharedArrayBuffer): Buffer {
   return Buffer.from(map, 0, Math.min(SPAN_MAP_HEADER_BYTES, map.byteLength));
 }
 
-function run(job: WorkerJob): WorkerResults[keyof WorkerResults] {
+/** `early`: to be called when what was wanted of a `store` job is readable, where that is before all of it is. */
+function run(job: WorkerJob, early: () => void): WorkerResults[keyof WorkerResults] {
   switch (job.kind) {
     case 'store': {
       const map = mapOf(job.map);
+      if (job.form === 'compressed' && storeWanted(map, job.fd, job.span, job.bytes, job.wanted)) early();
       let payload: Uint8Array;
       try {
         payload = decoder.decode(map, job.span, { form: job.form, bytes: job.bytes });
@@ -120,6 +123,24 @@ function indexOf(toc: FoundToc, layer: Digest, blobSize: number): LayerIndex | u
   }
 }
 
+/** Stores what readers wait for. False: the whole span is needed for that, or what is wrong shows when it is decoded. */
+function storeWanted(
+  map: DecodableSpanMap,
+  fd: number,
+  span: number,
+  bytes: Uint8Array,
+  wanted: readonly ImageRange[],
+): boolean {
+  if (wanted.length === 0) return false;
+  try {
+    const parts = decoder.decodeParts(map, span, bytes, wanted);
+    for (const { imageOffset, bytes: part } of parts ?? []) writeFully(fd, part, part.length, imageOffset);
+    return parts !== undefined;
+  } catch {
+    return false;
+  }
+}
+
 /**
  * Gives a buffer of a span's size back now. V8 would let tens of megabytes of them gather in each thread, since it sees only
  * small objects. Node's own pool cannot be detached: what is not larger may be a slice of it.
@@ -149,7 +170,18 @@ function storeAll(folder: string, map: DecodableSpanMap, blob: Uint8Array): numb
   return residency.count;
 }
 
+/** Linux counts threads like processes. undefined: it does not say. */
+function threadNumber(): number | undefined {
+  try {
+    return Number(/\/task\/(\d+)$/.exec(readlinkSync('/proc/thread-self'))?.[1]);
+  } catch {
+    return undefined;
+  }
+}
+
 function serve(port: MessagePort): void {
+  const thread = threadNumber();
+  if (thread !== undefined && thread > 0) port.postMessage({ thread } satisfies WorkerAnswer);
   port.on('message', (job: WorkerJob) => {
     if (job.kind === 'end') {
       port.close();
@@ -157,7 +189,7 @@ function serve(port: MessagePort): void {
     }
     let answer: WorkerAnswer;
     try {
-      answer = { result: run(job) };
+      answer = { result: run(job, () => port.postMessage({ early: true } satisfies WorkerAnswer)) };
     } catch (error) {
       const code = error instanceof Error && 'code' in error && typeof error.code === 'string' ? error.code : 'failed';
       answer = { error: { code, message: error instanceof Error ? error.message : String(error) } };

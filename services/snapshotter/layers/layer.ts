@@ -7,6 +7,7 @@ import type { LayerFile } from '../fuse/layer-files.ts';
 import type { LayerRequest } from '../snapshots/layer-provider.ts';
 import type { FetchTarget } from './fetch-target.ts';
 import type { FetchScheduler } from './fetch-scheduler.ts';
+import { EarlyReads, type EarlyRead, type ImageRange } from './early-reads.ts';
 import { LayerReadError } from './layer-error.ts';
 import type { LayerDirectory, LoadedLayer } from './layer-directory.ts';
 import { imageInodeOf, imageNameOf } from './layer-folder.ts';
@@ -14,7 +15,7 @@ import { originOf, requestOf, withRequest, type LayerRecord } from './layer-reco
 import { ReadAhead } from './read-ahead.ts';
 import { Residency } from './residency.ts';
 import type { FetchPriority, LayerOrigin, SpanBytes } from './span-source.ts';
-import type { SharedMap } from './worker-job.ts';
+import type { SharedMap, WorkerJob } from './worker-job.ts';
 import { WorkerError, type WorkerPool } from './worker-pool.ts';
 
 /** Residency is written this long after the first span that it does not have yet. A kill -9 in between costs a fetch. */
@@ -24,9 +25,11 @@ const MAX_CRASHES = 3;
 /** The map of a complete layer is only for peers: it goes when they have not asked for this long. */
 const MAP_MS = 10_000;
 
+type StoreJob = WorkerJob & { readonly kind: 'store' };
+
 export interface LayerContext {
   readonly directory: LayerDirectory;
-  readonly workers: Pick<WorkerPool, 'run'>;
+  readonly workers: Pick<WorkerPool, 'run' | 'promote'>;
   readonly scheduler: () => FetchScheduler;
   readonly logger: Logger;
   /** Frees disk space. False: there is nothing to free. */
@@ -48,6 +51,9 @@ export class Layer implements FetchTarget, LayerFile {
   readonly #residency: Residency;
   readonly #image: FileHandle;
   readonly #readAhead = new ReadAhead();
+  readonly #early = new EarlyReads();
+  /** Spans that workers are to store: makes one urgent. */
+  readonly #storing = new Map<number, () => void>();
   #record: LayerRecord;
   #suspect: Residency | undefined;
   #origins: readonly LayerOrigin[];
@@ -139,7 +145,7 @@ export class Layer implements FetchTarget, LayerFile {
     if (!this.complete) {
       if (this.#map === undefined || this.#unchecked) await this.open();
       const range = this.map.spansOf(offset, size);
-      if (range !== undefined) await this.#ensure(range[0], range[1], signal);
+      if (range !== undefined) await this.#ensure(range[0], range[1], [offset, offset + size], signal);
     }
     const buffer = into?.subarray(0, size) ?? Buffer.allocUnsafeSlow(size);
     await this.#pinned(() => readFully(this.#image.fd, buffer, offset, this.layer));
@@ -175,13 +181,25 @@ export class Layer implements FetchTarget, LayerFile {
   async store(span: number, bytes: SpanBytes, priority: FetchPriority): Promise<'stored' | 'mismatch' | 'retry'> {
     const shared = this.#sharedMap();
     const own = ownBuffer(bytes.bytes);
+    const job: StoreJob = {
+      kind: 'store',
+      map: shared,
+      fd: this.#image.fd,
+      span,
+      form: bytes.form,
+      bytes: own,
+      wanted: [],
+    };
+    let early: readonly EarlyRead[] = [];
+    const note = (): void => {
+      early = this.#early.of(span);
+      job.wanted = early.map(({ range }) => range);
+    };
+    note();
+    this.#storing.set(span, () => this.#context.workers.promote(job, note));
     try {
       const result = await this.#pinned(() =>
-        this.#context.workers.run(
-          { kind: 'store', map: shared, fd: this.#image.fd, span, form: bytes.form, bytes: own },
-          priority,
-          [own.buffer],
-        ),
+        this.#context.workers.run(job, priority, [own.buffer], () => this.#early.came(span, early)),
       );
       if (result === 'stored') {
         this.#diskBytes += this.map.payloadLength(span);
@@ -203,7 +221,13 @@ export class Layer implements FetchTarget, LayerFile {
         `Cannot keep span ${span} of ${this.layer}: the disk is full and nothing can be evicted; free space on it`,
         { cause: error },
       );
+    } finally {
+      this.#storing.delete(span);
     }
+  }
+
+  urgent(span: number): void {
+    this.#storing.get(span)?.();
   }
 
   async addRequest(request: LayerRequest): Promise<void> {
@@ -241,7 +265,8 @@ export class Layer implements FetchTarget, LayerFile {
     await this.#image.close();
   }
 
-  async #ensure(first: number, last: number, signal: AbortSignal): Promise<void> {
+  /** `range`: what is read of the spans. */
+  async #ensure(first: number, last: number, range: ImageRange, signal: AbortSignal): Promise<void> {
     const scheduler = this.#context.scheduler();
     const missed = !this.#residency.hasAll(first, last);
     const { map } = this;
@@ -253,7 +278,20 @@ export class Layer implements FetchTarget, LayerFile {
       return;
     }
     const startMs = performance.now();
-    await scheduler.ensure(this, first, last, signal, ahead === undefined ? 0 : ahead.first + ahead.count - last - 1);
+    const aheadCount = ahead === undefined ? 0 : ahead.first + ahead.count - last - 1;
+    const missing: number[] = [];
+    for (let span = first; span <= last; span++) if (!this.has(span)) missing.push(span);
+    const early = this.#early.begin(range, missing);
+    const enough = new AbortController();
+    const whole = scheduler.ensure(this, first, last, AbortSignal.any([signal, enough.signal]), aheadCount);
+    try {
+      await Promise.race([whole, early.ready]);
+    } finally {
+      this.#early.end(early);
+      // The rest of the spans comes without this reader.
+      whole.catch(() => undefined);
+      enough.abort();
+    }
     this.#context.stalled(this, first, last, performance.now() - startMs);
   }
 
@@ -303,6 +341,7 @@ export class Layer implements FetchTarget, LayerFile {
 
   #markResident(span: number): void {
     if (!this.#residency.add(span)) return;
+    this.#early.came(span, this.#early.of(span));
     this.#dirty = true;
     this.#synced = false;
     this.#context.resident(this, span);

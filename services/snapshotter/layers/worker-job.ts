@@ -1,4 +1,5 @@
 import type { Digest } from '#shared/digest/digest.ts';
+import type { ImageRange } from './early-reads.ts';
 import type { LayerRecord } from './layer-record.ts';
 import type { SpanBytes } from './span-source.ts';
 
@@ -17,6 +18,8 @@ export type WorkerJob =
       readonly span: number;
       readonly form: SpanBytes['form'];
       readonly bytes: Uint8Array<ArrayBuffer>;
+      /** What readers wait for: made readable first where the span's coding allows that, and told by `early`. */
+      wanted: readonly ImageRange[];
     }
   | { readonly kind: 'verify'; readonly map: SharedMap; readonly fd: number; readonly span: number }
   | {
@@ -87,5 +90,9 @@ export interface WorkerResults {
 }
 
 export type WorkerAnswer =
+  /** Said once, before anything else: the thread's own number, by which it is made to wait for others. */
+  | { readonly thread: number }
+  /** What was wanted of a `store` job is in the file, verified; its result follows. */
+  | { readonly early: true }
   | { readonly result: unknown }
   | { readonly error: { readonly code: string; readonly message: string } };

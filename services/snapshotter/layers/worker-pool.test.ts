@@ -10,7 +10,7 @@ import { WorkerPool } from './worker-pool.ts';
 const folder = await mkdtemp(join(tmpdir(), 'kindling-pool-'));
 after(() => rm(folder, { recursive: true }));
 
-/** A job of span 1 waits for the gate; 13 is an error, 666 takes the thread down; others are answered at once. */
+/** A job of span 1 waits for the gate; 5 says early that a part is there; 13 is an error, 666 takes the thread down; others are answered at once. */
 const ENTRY = join(folder, 'worker.mjs');
 await writeFile(
   ENTRY,
@@ -19,6 +19,7 @@ await writeFile(
      if (job.kind === 'end') return parentPort.close();
      if (job.span === 666) throw new Error('out of luck');
      if (job.span === 13) return parentPort.postMessage({ error: { code: 'ENOSPC', message: 'no space' } });
+     if (job.span === 5) parentPort.postMessage({ early: true });
      if (job.span === 1) Atomics.wait(new Int32Array(job.map.bytes), 0, 0);
      parentPort.postMessage({ result: true });
    });`,
@@ -67,4 +68,26 @@ test('an error keeps its code, and a pool that is closed refuses what it has not
   await closed;
   assert.equal(await begun, true);
   await assert.rejects(pool.run(job(0), 'demand'), { code: 'closed' });
+});
+
+test('a job that becomes urgent goes before what was queued earlier, and may be changed until a thread takes it', async () => {
+  const { pool, job, open } = setup();
+  const order: string[] = [];
+  const note = (name: string, run: Promise<unknown>) => run.then(() => order.push(name));
+  const blocked = pool.run(job(1), 'background');
+  const first = note('first', pool.run(job(0), 'prefetch'));
+  const urgent = job(5);
+  const second = note(
+    'second',
+    pool.run(urgent, 'prefetch', [], () => order.push('early')),
+  );
+  pool.promote(urgent, () => order.push('changed'));
+  await second;
+  // The one thread that is not kept for demand is blocked.
+  assert.deepEqual(order, ['changed', 'early', 'second']);
+  pool.promote(urgent, () => order.push('changed again'));
+  open();
+  await Promise.all([blocked, first]);
+  assert.deepEqual(order, ['changed', 'early', 'second', 'first']);
+  await pool.close();
 });

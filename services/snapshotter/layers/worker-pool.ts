@@ -1,3 +1,4 @@
+import { setPriority } from 'node:os';
 import { Worker } from 'node:worker_threads';
 import type { FetchPriority } from './span-source.ts';
 import type { WorkerAnswer, WorkerJob, WorkerResults } from './worker-job.ts';
@@ -18,6 +19,7 @@ interface Pending {
   readonly priority: FetchPriority;
   resolve(result: unknown): void;
   reject(error: unknown): void;
+  early(): void;
 }
 
 interface Slot {
@@ -25,12 +27,20 @@ interface Slot {
   job: Pending | undefined;
   idleSinceMs: number;
   ending: boolean;
+  thread: number | undefined;
+  niceness: number;
 }
 
 /** A thread that had nothing to do for this long ends: one that has built a large layer keeps some 50 MiB of heap. */
 const IDLE_MS = 15_000;
 /** Threads that never end: the first miss after a quiet hour must not wait for one to come up. */
 const KEPT = 1;
+
+/** Of a thread whose job nobody waits for: where there are fewer cores than work, readers' threads and the main one go first. */
+const NICENESS: Readonly<Record<FetchPriority, number>> = { demand: 0, prefetch: 10, background: 10 };
+
+/** Root may; without it a thread that was made nice once would stay so. */
+const MAY_RENICE = process.platform === 'linux' && process.geteuid?.() === 0;
 
 const ORDER: readonly FetchPriority[] = ['demand', 'prefetch', 'background'];
 
@@ -62,11 +72,12 @@ export class WorkerPool {
     while (this.#slots.length < Math.min(count, this.#size)) this.#grow();
   }
 
-  /** Bytes in `transfer` are gone for the caller. @throws WorkerError */
+  /** Bytes in `transfer` are gone for the caller. `early`: what was wanted of a `store` job is readable. @throws WorkerError */
   run<K extends keyof WorkerResults>(
     job: WorkerJob & { readonly kind: K },
     priority: FetchPriority,
     transfer: readonly ArrayBuffer[] = [],
+    early: () => void = () => undefined,
   ): Promise<WorkerResults[K]> {
     if (this.#closed) return Promise.reject(new WorkerError('closed', 'The workers are closed'));
     return new Promise<WorkerResults[K]>((resolve, reject) => {
@@ -76,9 +87,26 @@ export class WorkerPool {
         priority,
         resolve: (result) => resolve(result as WorkerResults[K]),
         reject,
+        early,
       });
       this.#dispatch();
     });
+  }
+
+  /** The job goes on as demand. Where no thread has taken it yet `changed` is called before, and may change it. */
+  promote(job: WorkerJob, changed: () => void): void {
+    for (const priority of ['prefetch', 'background'] as const) {
+      const queue = this.#queues[priority];
+      const at = queue.findIndex((pending) => pending.job === job);
+      const [pending] = at < 0 ? [] : queue.splice(at, 1);
+      if (pending === undefined) continue;
+      changed();
+      this.#queues.demand.push({ ...pending, priority: 'demand' });
+      this.#dispatch();
+      return;
+    }
+    const slot = this.#slots.find((candidate) => candidate.job?.job === job);
+    if (slot !== undefined) setNiceness(slot, 'demand');
   }
 
   /** Waits for what runs; what is queued is refused. */
@@ -114,6 +142,7 @@ export class WorkerPool {
         slot.job = pending;
         this.#activity++;
         slot.worker.ref();
+        setNiceness(slot, pending.priority);
         slot.worker.postMessage(pending.job, pending.transfer);
       }
     }
@@ -150,10 +179,26 @@ export class WorkerPool {
       // Building the image of a layer with 300,000 entries takes some 300 MiB.
       resourceLimits: { maxOldGenerationSizeMb: 1024, maxYoungGenerationSizeMb: 16 },
     });
-    const slot: Slot = { worker, job: undefined, idleSinceMs: performance.now(), ending: false };
+    const slot: Slot = {
+      worker,
+      job: undefined,
+      idleSinceMs: performance.now(),
+      ending: false,
+      thread: undefined,
+      niceness: 0,
+    };
     worker.unref();
     worker.on('message', (answer: WorkerAnswer) => {
       const pending = slot.job;
+      if ('thread' in answer) {
+        slot.thread = answer.thread;
+        if (slot.job !== undefined) setNiceness(slot, slot.job.priority);
+        return;
+      }
+      if ('early' in answer) {
+        pending?.early();
+        return;
+      }
       slot.job = undefined;
       slot.idleSinceMs = performance.now();
       if (!this.#closed) worker.unref();
@@ -180,5 +225,17 @@ export class WorkerPool {
     });
     this.#slots.push(slot);
     return slot;
+  }
+}
+
+/** Does nothing where a niceness cannot be taken back: that takes a privilege. */
+function setNiceness(slot: Slot, priority: FetchPriority): void {
+  const niceness = NICENESS[priority];
+  if (slot.thread === undefined || niceness === slot.niceness || !MAY_RENICE) return;
+  try {
+    setPriority(slot.thread, niceness);
+    slot.niceness = niceness;
+  } catch {
+    // The thread has just ended.
   }
 }
