@@ -58,8 +58,12 @@ test('one process takes events, indexes what is pushed or deployed and pulls it,
       ['/bin/later'],
       signal,
     );
+    const lost = 'kindling-pull-of-an-earlier-agent';
+    await node.containerd.ctr(['leases', 'create', '--id', lost], signal);
     const old = await node.kindling.killAgent();
     await node.kindling.untilServing(old, signal);
+    const leases = async () => await node.containerd.ctr(['leases', 'list', '--quiet'], signal);
+    await until(async () => !(await leases()).includes(lost), signal, node);
     const second = await registry.push(deployed, 'team/later', 'v1', signal);
     await until(async () => await isListening({ port }), signal, node);
     const gateway = ['--gateway', `http://127.0.0.1:${port}`];
