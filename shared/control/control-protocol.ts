@@ -27,6 +27,8 @@ export const layerStatus = z.object({
   spans: count,
   residentSpans: count,
   prioritySpans: count,
+  /** Spans come only one after the other, as the blob is read from its front (large zstd frames). */
+  inOrder: z.boolean(),
   complete: z.boolean(),
   mounted: z.enum(['no', 'fuse', 'disk']),
   images: z.array(z.string()),

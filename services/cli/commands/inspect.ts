@@ -2,7 +2,7 @@ import { createReadStream } from 'node:fs';
 import { open, readFile, stat } from 'node:fs/promises';
 import { Command } from 'commander';
 import { digestOfHex } from '#shared/digest/digest.ts';
-import { buildLayerIndex } from '#shared/formats/build-index.ts';
+import { buildLayerIndex, isSeekable } from '#shared/formats/build-index.ts';
 import { indexFromZtoc } from '#shared/formats/soci/index-from-ztoc.ts';
 import { readTocFromRegistry } from '#shared/indexes/build-from-registry.ts';
 import { ClusterIndexes } from '#shared/indexes/cluster-indexes.ts';
@@ -131,7 +131,7 @@ async function reportOf(
     ...base,
     ...summaryOf(index),
     index: from,
-    lazy,
+    lazy: `${lazy}${inOrder(index)}`,
   });
   try {
     const byToc = await readTocFromRegistry(client, places.reference, layer, signal);
@@ -170,9 +170,15 @@ async function reportOf(
     format === 'unknown'
       ? `no: unknown media type ${mediaType}`
       : format === 'zstd'
-        ? 'once indexed, where it has several frames; read in one pass until then'
+        ? 'once indexed (kindling index), what lies inside a large frame in order; read in one pass until then'
         : 'once indexed (kindling index); read in one pass until then';
   return { ...base, format, index: 'none', lazy: `${lazy}${unusable}` };
+}
+
+function inOrder(index: LayerIndex): string {
+  return isSeekable(index)
+    ? ''
+    : '; what lies inside a large zstd frame comes in order, as the blob is read from its front';
 }
 
 function formatOf({ mediaType }: Descriptor): string {
@@ -192,7 +198,7 @@ async function inspectFile(path: string, flags: Flags, signal: AbortSignal): Pro
       sizeBytes: index.blobSize,
       ...summaryOf(index),
       index: 'file',
-      lazy: `yes, with this index of ${byteText(size)}`,
+      lazy: `yes, with this index of ${byteText(size)}${inOrder(index)}`,
     };
   } else {
     const digest = await fileDigest(path, signal);
@@ -208,7 +214,7 @@ async function inspectFile(path: string, flags: Flags, signal: AbortSignal): Pro
         stream: (ends: AbortSignal) => createReadStream(path, { signal: ends }) as AsyncIterable<Uint8Array>,
       };
       const built = await buildLayerIndex(source, { digest, size }, {}, signal);
-      report = { ...base, ...summaryOf(built), index: 'none', lazy: 'once indexed' };
+      report = { ...base, ...summaryOf(built), index: 'none', lazy: `once indexed${inOrder(built)}` };
     } catch (error) {
       if (!(error instanceof LayerError)) throw error;
       report = { ...base, format: 'unknown', index: 'none', lazy: `no: ${error.message}` };

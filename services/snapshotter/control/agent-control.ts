@@ -68,6 +68,7 @@ export function agentControl(deps: AgentControlDeps): ControlHandlers {
         spans: record.spanCount,
         residentSpans: layer.residentSpans,
         prioritySpans: record.prioritySpans,
+        inOrder: !record.seekable,
         complete: layer.complete,
         mounted: source === undefined ? 'no' : source.startsWith(`${fuse.directory}/`) ? 'fuse' : 'disk',
         images: record.requests.map(({ imageReference }) => imageReference),
