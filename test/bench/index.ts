@@ -4,10 +4,12 @@ import { mkdtemp, rm, stat } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { parseArgs, promisify } from 'node:util';
+import { measureConversions } from './index-conversions.ts';
 import type { IndexRun } from './index-child.ts';
 import { mebibytes, median, printTable, spreadSeconds } from './table.ts';
 
-export const title = 'Indexing a layer in one pass: speed against `gzip -dc`, in turn; memory; size of the index';
+export const title =
+  'Indexing a layer in one pass, and converting an image: speed, in turn with `gzip -dc` and `ctr-remote`; memory; size of the index';
 
 const execute = promisify(execFile);
 
@@ -36,7 +38,9 @@ interface Measured {
 }
 
 /**
- * `--rounds N` (5), `--megabytes N` (300: of the tar), `--only NAME,NAME`, `--file BLOB`: that blob in place of ours.
+ * `--rounds N` (5), `--megabytes N` (300: of the tar), `--only NAME,NAME`, `--file BLOB`: that blob in place of ours. `--image NAME`
+ * (perl): the test image that is converted as well, `none` for none. `--large N`: also a
+ * layer whose tar has so many megabytes, once; 5000 make a layer of some 2 GB.
  */
 export async function run(args: readonly string[], signal?: AbortSignal): Promise<unknown> {
   const { values } = parseArgs({
@@ -46,6 +50,8 @@ export async function run(args: readonly string[], signal?: AbortSignal): Promis
       megabytes: { type: 'string', default: '300' },
       only: { type: 'string' },
       file: { type: 'string' },
+      image: { type: 'string', default: 'perl' },
+      large: { type: 'string' },
     },
   });
   const stop = signal ?? new AbortController().signal;
@@ -65,21 +71,28 @@ export async function run(args: readonly string[], signal?: AbortSignal): Promis
         measured.push(await measure(name, blob, unpack, Number(values.rounds), stop));
       }
     }
+    if (values.large !== undefined) {
+      const blob = join(folder, 'blob');
+      await packTar(`${blob}.list`, Number(values.large) * 1_000_000, stop, `pigz -1 -p 2 > '${blob}'`);
+      measured.push(await measure('pigz -1, large', blob, 'gzip -dc', 1, stop));
+    }
     report(measured);
-    return measured.map((each) => ({ ...each, ...figures(each) }));
+    const isConverted = values.image !== 'none' && values.file === undefined;
+    const conversions = isConverted ? await measureConversions(values.image, Number(values.rounds), stop) : [];
+    return { layers: measured.map((each) => ({ ...each, ...figures(each) })), conversions };
   } finally {
     await rm(folder, { recursive: true, force: true });
   }
 }
 
-/** A tar of about so many bytes: the machine's own files, over and over where they are too few. */
-async function packTar(tar: string, bytes: number, signal: AbortSignal): Promise<void> {
+/** A tar of about so many bytes, into a file or a command: the machine's own files, over and over where they are too few. */
+async function packTar(tar: string, bytes: number, signal: AbortSignal, into?: string): Promise<void> {
   const folders = Array.from({ length: 20 }, () => FOLDERS.join(' ')).join(' ');
   // Names are taken until their sizes add up; find prints both, so no process is started for each.
   const list = `(cd / && find ${folders} -type f -size -100M -readable -printf '%s %p\\n' 2>/dev/null || true)`;
   await shell(
     `${list} | awk -v left=${bytes} 'left > 0 { left -= $1; sub(/^[0-9]+ /, ""); print }' > '${tar}.list'; ` +
-      `tar -cf '${tar}' --hard-dereference --ignore-failed-read -C / -T '${tar}.list'`,
+      `tar -cf ${into === undefined ? `'${tar}'` : '-'} --hard-dereference --ignore-failed-read -C / -T '${tar}.list'${into === undefined ? '' : ` | ${into}`}`,
     signal,
   );
 }
