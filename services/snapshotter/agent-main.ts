@@ -1,3 +1,4 @@
+import { flushCompileCache } from 'node:module';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Settings } from '#shared/config/settings.ts';
 import { dataFolderOf } from './data-folder.ts';
@@ -24,6 +25,7 @@ export interface EmbeddedSetup {
  */
 export async function agentMain(loadEmbedded?: () => Promise<EmbeddedSetup>): Promise<void> {
   const link = connectKeeper();
+  if (link?.turn === 'compile') return await compileModules(loadEmbedded);
   const stop = new AbortController();
   for (const name of ['SIGTERM', 'SIGINT'] as const) process.once(name, () => stop.abort(new Error(name)));
   // The terminal of whoever started the keeper may go; a daemon has nothing to reload on it.
@@ -61,6 +63,16 @@ export async function agentMain(loadEmbedded?: () => Promise<EmbeddedSetup>): Pr
     // As above.
     process.kill(process.pid, 'SIGKILL');
   }
+}
+
+/** For a process of its own: node's compiler of TypeScript, once loaded, stays, with some 15 MiB. */
+async function compileModules(loadEmbedded: (() => Promise<EmbeddedSetup>) | undefined): Promise<void> {
+  await import('./agent-start.ts');
+  await import('./node-services.ts');
+  await import('./layers/layer-worker.ts');
+  await loadEmbedded?.();
+  flushCompileCache();
+  process.exit();
 }
 
 /** What the agent takes, the largest parts one by one: readers are answered in between. The order is that of their use. */

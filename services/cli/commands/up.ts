@@ -1,7 +1,13 @@
+import { spawnSync } from 'node:child_process';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { Command, Option } from 'commander';
-import { AGENT_FLAGS, keeperCommand, keeperEnvironment } from '#services/snapshotter/keeper/keeper-arguments.ts';
+import {
+  AGENT_FLAGS,
+  keeperCommand,
+  keeperCompileCommand,
+  keeperEnvironment,
+} from '#services/snapshotter/keeper/keeper-arguments.ts';
 import { SETTINGS } from '#services/snapshotter/config.ts';
 import { fuseDirOf } from '#services/snapshotter/data-folder.ts';
 import { loadSettings } from '#shared/config/settings.ts';
@@ -15,6 +21,8 @@ interface Flags {
   readonly standby?: true;
 }
 
+/** More than a slow machine takes; the keeper then compiles for itself. */
+const COMPILE_TIMEOUT_MS = 10_000;
 const CODE = fileURLToPath(new URL('../../..', import.meta.url));
 
 export function command(): Command {
@@ -62,6 +70,7 @@ export function command(): Command {
  * the descriptors only the standard ones are left to it.
  */
 function runKeeper(args: readonly string[], env: NodeJS.ProcessEnv): never {
+  spawnSync(process.execPath, keeperCompileCommand(), { env, stdio: 'ignore', timeout: COMPILE_TIMEOUT_MS });
   if (process.execve === undefined) throw new Error(`Node ${process.version} is too old: Kindling needs Node 24`);
   const text = Object.entries(env).filter((entry): entry is [string, string] => entry[1] !== undefined);
   return process.execve(process.execPath, [process.execPath, ...args], Object.fromEntries(text));

@@ -1,6 +1,6 @@
 import { spawn } from 'node:child_process';
 import type { Socket } from 'node:net';
-import { readFile, realpath } from 'node:fs/promises';
+import { readFile, realpath, writeFile } from 'node:fs/promises';
 import type { ToAgent, ToKeeper, Turn } from './keeper-link.ts';
 import type { LogRelay } from './log-relay.ts';
 
@@ -52,6 +52,37 @@ export interface AgentStart {
 export async function currentScript(nodeArguments: readonly string[]): Promise<string> {
   const script = nodeArguments.find((argument) => !argument.startsWith('-')) ?? '';
   return await realpath(script).catch(() => script);
+}
+
+/** More than a slow machine takes; the agent then compiles for itself. */
+const COMPILE_TIMEOUT_MS = 20_000;
+/** Characters of a path that name what was compiled: file names end at 255 bytes. */
+const MAX_NAME = 200;
+
+/**
+ * Has the modules of a version that has not run here yet compiled by a process of its own. An agent that did it itself would keep
+ * the compiler in memory. Never rejects: without it the agent is larger, and right.
+ */
+export async function compileAgent(
+  start: Pick<AgentStart, 'nodeArguments' | 'mount' | 'cache'>,
+  script: string,
+): Promise<void> {
+  const cache = process.env['NODE_COMPILE_CACHE'] ?? start.cache;
+  if (cache === undefined) return;
+  const done = `${cache}/compiled-${encodeURIComponent(`${process.version}${script}`).slice(-MAX_NAME)}`;
+  if ((await readFile(done).catch(() => undefined)) !== undefined) return;
+  const at = start.nodeArguments.findIndex((argument) => !argument.startsWith('-'));
+  const child = spawn(process.execPath, start.nodeArguments.with(at, script), {
+    stdio: ['ignore', 'ignore', 'ignore', 'ipc'],
+    timeout: COMPILE_TIMEOUT_MS,
+    killSignal: 'SIGKILL',
+    env: { NODE_COMPILE_CACHE: cache, ...process.env, KINDLING_KEEPER: start.mount, KINDLING_TURN: 'compile' },
+  });
+  const code = await new Promise<number | null>((resolve) => {
+    child.once('exit', resolve);
+    child.once('error', () => resolve(null));
+  });
+  if (code === 0) await writeFile(done, script).catch(() => {});
 }
 
 export function startAgent(start: AgentStart & { readonly script: string }, log: LogRelay): AgentProcess {

@@ -25,6 +25,7 @@ export class KeeperArgumentsError extends Error {
 }
 
 const DEFAULTS = { readyTimeoutMs: 15_000, maxFailures: 10 } as const;
+const KEEPER_SCRIPT = new URL('keeper.ts', import.meta.url).pathname;
 /** The keeper does next to nothing: the smallest heap that node is content with. */
 const KEEPER_FLAGS = ['--max-semi-space-size=1', '--max-old-space-size=24', '--disable-warning=ExperimentalWarning'];
 
@@ -41,7 +42,7 @@ export function keeperCommand(
   const { mount, data, socket, transport, standby, readyTimeoutMs, maxFailures, agent } = options;
   return [
     ...KEEPER_FLAGS,
-    new URL('keeper.ts', import.meta.url).pathname,
+    KEEPER_SCRIPT,
     `--mount=${mount}`,
     ...(data === undefined ? [] : [`--data=${data}`]),
     ...(socket === undefined ? [] : [`--socket=${socket}`]),
@@ -60,6 +61,11 @@ export function keeperCommand(
  */
 export function keeperEnvironment(data: string, env: NodeJS.ProcessEnv): NodeJS.ProcessEnv {
   return { NODE_COMPILE_CACHE: `${data}/compiled`, MALLOC_ARENA_MAX: '2', ...env };
+}
+
+/** The arguments for `process.execPath` that only put the keeper's compiled modules into the cache, for one that starts after it. */
+export function keeperCompileCommand(): readonly string[] {
+  return [...KEEPER_FLAGS, KEEPER_SCRIPT, '--compile'];
 }
 
 /** @throws KeeperArgumentsError */

@@ -4,10 +4,10 @@ import { Socket } from 'node:net';
 /** When the start is over and its work does not wait for this. */
 const FLUSH_AFTER_MS = 1000;
 
-const TURNS = ['first', 'next', 'standby'] as const;
+const TURNS = ['first', 'next', 'standby', 'compile'] as const;
 /**
  * `first`: of a session that is new, so nobody waits. `next`: after one that has ended, readers wait. `standby`: beside one that
- * serves, until `go`.
+ * serves, until `go`. `compile`: only loads its modules, so that the cache has them compiled, and ends.
  */
 export type Turn = (typeof TURNS)[number];
 

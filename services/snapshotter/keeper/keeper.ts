@@ -11,7 +11,7 @@ import { createServer } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { chooseTransport } from '../fuse/choose.ts';
 import { mountDevice } from '../fuse/device-mount.ts';
-import { currentScript, startAgent, type AgentEnd, type AgentProcess } from './agent-process.ts';
+import { compileAgent, currentScript, startAgent, type AgentEnd, type AgentProcess } from './agent-process.ts';
 import { parseKeeperArguments, type KeeperOptions } from './keeper-arguments.ts';
 import { FrontDoor } from './front-door.ts';
 import { createLogRelay, type LogRelay } from './log-relay.ts';
@@ -51,8 +51,10 @@ async function keep(options: KeeperOptions, log: LogRelay): Promise<number> {
   let asked = 0;
   const over = new AbortController();
 
+  const cache = options.data === undefined ? undefined : `${options.data}/compiled`;
+  const compile = async (from: string): Promise<void> =>
+    await compileAgent({ nodeArguments: options.agent, mount: options.mount, cache }, from);
   const start = (from: string, turn: Turn): AgentProcess => {
-    const cache = options.data === undefined ? undefined : `${options.data}/compiled`;
     return startAgent(
       {
         nodeArguments: options.agent,
@@ -85,6 +87,7 @@ async function keep(options: KeeperOptions, log: LogRelay): Promise<number> {
     try {
       const wanted = await currentScript(options.agent);
       log.say('info', 'Upgrade: loading the new agent', { script: wanted, from: script });
+      await compile(wanted);
       const candidate = start(wanted, 'standby');
       if (!(await candidate.loaded(options.readyTimeoutMs))) {
         candidate.kill();
@@ -103,6 +106,7 @@ async function keep(options: KeeperOptions, log: LogRelay): Promise<number> {
 
   /** One agent after the other. Resolves with the exit code. */
   const serve = async (): Promise<number> => {
+    await compile(script);
     let failures = 0;
     let served = false;
     while (!over.signal.aborted) {
@@ -227,6 +231,8 @@ async function lock(folder: string): Promise<boolean> {
   });
 }
 
+// Its modules are compiled now, for the one that is to stay.
+if (process.argv[2] === '--compile') process.exit();
 const log = createLogRelay();
 // Whatever is wrong with one action, the session has to stay.
 process.on('uncaughtException', (error) => log.say('error', `Unexpected: ${error.stack ?? error.message}`));

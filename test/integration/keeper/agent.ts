@@ -23,6 +23,7 @@ if (link === undefined) throw new Error('Only a keeper starts this');
 const file = join(here, 'behaviour');
 const behaviour = existsSync(file) ? readFileSync(file, 'utf8').trim() : (process.env['AGENT_BEHAVIOUR'] ?? 'good');
 
+if (link.turn === 'compile') process.exit();
 if (behaviour === 'refuse') process.exit(78);
 if (behaviour === 'broken') throw new Error('This version does not load');
 const stop = new AbortController();
