@@ -71,7 +71,12 @@ export class LayerMounts {
       const { sources } = this.#mounted.get(layer) ?? { sources: [] };
       if (sources.at(-1) === source) return target;
       if (sources.length === 0) await mkdir(target, { recursive: true, mode: 0o755 });
-      await this.#mounter.mountErofs(source, target, signal);
+      try {
+        await this.#mounter.mountErofs(source, target, signal);
+      } catch (error) {
+        if (sources.length === 0) await rmdir(target).catch(() => undefined);
+        throw error;
+      }
       this.#mounted.set(layer, { sources: [...sources, source] });
       return target;
     });
