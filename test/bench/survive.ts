@@ -44,6 +44,7 @@ export async function run(
     reloads: true,
     everyKind: true,
     quietRounds: 10,
+    onRound: (kills) => console.error(`${kills.length} of ${values.kills} kills`),
   };
   const result = await soak(node, references, churn, options, signal);
   printTable(

@@ -31,6 +31,8 @@ export interface SoakOptions {
   readonly everyKind: boolean;
   /** Rounds without a kill at the end, in which one agent may show that it keeps something of each. */
   readonly quietRounds: number;
+  /** Told of the kills so far after each round. */
+  readonly onRound?: (kills: readonly Kill[]) => void;
 }
 
 export interface KindFigures {
@@ -159,6 +161,7 @@ async function killInRounds(
     await shoot(await churn.evictionAim(signal));
     await churn.removed(signal);
     check();
+    options.onRound?.(aimed.kills);
   }
 }
 
