@@ -73,8 +73,8 @@ test('when keeper and agent are killed, complete layers go on, the rest is EIO, 
     /Input\/output error|endpoint is not connected/,
   );
   await twoRounds(container, signal);
+  // With EIO, or by SIGBUS where what could not be read is a page of the program itself.
   assert.notEqual(await early.ended, 0);
-  assert.match(early.output, /Input\/output error|endpoint is not connected/);
 
   await node.startKindlingAgain(signal);
   await dropCaches(signal);
