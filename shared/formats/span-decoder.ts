@@ -5,6 +5,7 @@ import type { ImageExtent } from '#shared/layer/span-map.ts';
 import { decodeDeflateSpan } from './gzip/deflate-span.ts';
 import { DecodeError, SyncDecoder } from './sync-decoder.ts';
 import { wantedMembers } from './wanted-members.ts';
+import { wantedPieces } from './wanted-pieces.ts';
 
 /** What decoding needs to know of a layer's spans; the span map has it. */
 export interface SpanCoding {
@@ -35,6 +36,14 @@ export interface ImagePart {
   readonly bytes: Uint8Array;
 }
 
+/** What readers wait for of a span. */
+export interface EarlyParts {
+  /** Ranges of the layer image. */
+  readonly wanted: readonly (readonly [imageStart: number, imageEnd: number])[];
+  /** Called at most once: all that the span has of these ranges, and perhaps more, each part verified. Valid only during the call. */
+  ready(parts: readonly ImagePart[]): void;
+}
+
 /** Decoded bytes in front of the wanted ones go through this. */
 const SCRATCH_BYTES = 64 * 1024;
 
@@ -48,16 +57,18 @@ export class SpanDecoder implements Disposable {
   #scratch: Buffer | undefined;
 
   /**
-   * The span's payload, every piece of it verified. It may share memory with `source.bytes`.
+   * The span's payload, every piece of it verified. It may share memory with `source.bytes`. `early` gets its parts where that does not
+   * take most of the work.
    *
    * @throws LayerError `digest-mismatch` when a piece is not what the index promises, `malformed` when the bytes do not decode
    * or are too few, `unsupported` where bytes that are not the blob's are given for a layer that only its blob verifies (`soci`).
    * Never more memory than the index says the span has.
    */
-  decode(map: SpanCoding, span: number, source: UndecodedSpan): Uint8Array {
+  decode(map: SpanCoding, span: number, source: UndecodedSpan, early?: EarlyParts): Uint8Array {
     const byBlob = map.format === 'soci';
     if (byBlob) this.#verifyBlob(map, span, source);
-    const payload = this.#payload(map, span, source);
+    if (early !== undefined) this.#memberParts(map, span, source, early);
+    const payload = this.#payload(map, span, source, early);
     const expected = map.payloadLength(span);
     if (payload.length !== expected) {
       throw new LayerError('malformed', `Refused ${place(map, span)}: ${payload.length} bytes, not ${expected}`);
@@ -66,44 +77,55 @@ export class SpanDecoder implements Disposable {
     return payload;
   }
 
-  /**
-   * What the span has of the image ranges in `wanted`, and perhaps more, without decoding all of it: each part verified.
-   * undefined: the span's coding has no parts, or these would be most of it.
-   *
-   * @throws LayerError as `decode`, where one of these parts is wrong.
-   */
-  decodeParts(
-    map: SpanCoding,
-    span: number,
-    bytes: Uint8Array,
-    wanted: readonly (readonly [imageStart: number, imageEnd: number])[],
-  ): readonly ImagePart[] | undefined {
+  /** Of members that can be decoded alone. One that is wrong says so when all is decoded. */
+  #memberParts(map: SpanCoding, span: number, { form, bytes }: UndecodedSpan, early: EarlyParts): void {
     const decoder = map.format === 'estargz' ? this.#gzip : map.format === 'zstd-chunked' ? this.#zstd : undefined;
     const blobStart = map.blobStart(span);
-    if (decoder === undefined || bytes.length !== map.blobEnd(span) - blobStart) return undefined;
-    const members = wantedMembers(map, span, wanted);
-    if (members === undefined) return undefined;
+    if (decoder === undefined || form !== 'compressed' || bytes.length !== map.blobEnd(span) - blobStart) return;
+    const members = wantedMembers(map, span, early.wanted);
+    if (members === undefined) return;
     const parts: ImagePart[] = [];
-    for (const { segment, pieces, extents } of members) {
-      const decoded = Buffer.allocUnsafe(segment.length);
-      try {
+    try {
+      for (const { segment, pieces, extents } of members) {
+        const decoded = Buffer.allocUnsafe(segment.length);
         this.#member(decoder, bytes, blobStart, segment, decoded);
-      } catch (cause) {
-        if (!(cause instanceof DecodeError)) throw cause;
-        throw new LayerError('malformed', `Cannot decode ${place(map, span)}: ${cause.message}`, { cause });
+        this.#verify(map, span, decoded, pieces);
+        for (const { decodedOffset, imageOffset, length } of extents) {
+          parts.push({ imageOffset, bytes: decoded.subarray(decodedOffset, decodedOffset + length) });
+        }
       }
-      this.#verify(map, span, decoded, pieces);
-      for (const { decodedOffset, imageOffset, length } of extents) {
-        parts.push({ imageOffset, bytes: decoded.subarray(decodedOffset, decodedOffset + length) });
-      }
+    } catch (error) {
+      if (error instanceof DecodeError || error instanceof LayerError) return;
+      throw error;
     }
-    return parts;
+    early.ready(parts);
   }
 
-  #payload(map: SpanCoding, span: number, source: UndecodedSpan): Uint8Array {
+  /** Of a span that is decoded from its front. */
+  #deflateSpan(map: SpanCoding, span: number, bytes: Uint8Array, early: EarlyParts | undefined): Buffer {
+    const first = early === undefined || map.format !== 'gzip' ? undefined : wantedPieces(map, span, early.wanted);
+    const call = (decoded: Buffer): void => {
+      if (first === undefined || early === undefined) return;
+      const parts = first.extents.map(({ decodedOffset, imageOffset, length }) => ({
+        imageOffset,
+        bytes: decoded.subarray(decodedOffset, decodedOffset + length),
+      }));
+      try {
+        this.#verify(map, span, Buffer.concat(parts.map((part) => part.bytes)), first.pieces);
+      } catch (error) {
+        if (error instanceof LayerError) return;
+        throw error;
+      }
+      early.ready(parts);
+    };
+    const pause = first === undefined ? undefined : { at: first.decodedEnd, call };
+    return decodeDeflateSpan(bytes, map.decodedLength(span), map.checkpoint(span), this.#raw, this.#gzip, pause);
+  }
+
+  #payload(map: SpanCoding, span: number, source: UndecodedSpan, early: EarlyParts | undefined): Uint8Array {
     if (source.form === 'payload') return source.bytes;
     if (source.form === 'packed') return this.#unpacked(map, span, source.bytes);
-    return this.#payloadOf(map, span, this.#decoded(map, span, source));
+    return this.#payloadOf(map, span, this.#decoded(map, span, source, early));
   }
 
   #unpacked(map: SpanCoding, span: number, bytes: Uint8Array): Uint8Array {
@@ -132,7 +154,7 @@ export class SpanDecoder implements Disposable {
     );
   }
 
-  #decoded(map: SpanCoding, span: number, { form, bytes }: UndecodedSpan): Uint8Array {
+  #decoded(map: SpanCoding, span: number, { form, bytes }: UndecodedSpan, early: EarlyParts | undefined): Uint8Array {
     if (form === 'decoded') return bytes;
     const expected = map.blobEnd(span) - map.blobStart(span);
     if (bytes.length !== expected) {
@@ -147,7 +169,7 @@ export class SpanDecoder implements Disposable {
           return bytes;
         case 'gzip':
         case 'soci':
-          return decodeDeflateSpan(bytes, map.decodedLength(span), map.checkpoint(span), this.#raw, this.#gzip);
+          return this.#deflateSpan(map, span, bytes, early);
         case 'estargz':
           return this.#members(this.#gzip, map, span, bytes);
         case 'zstd':

@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { parentPort, type MessagePort } from 'node:worker_threads';
 import { sha256, type Digest } from '#shared/digest/digest.ts';
 import { indexFromZtoc } from '#shared/formats/soci/index-from-ztoc.ts';
-import { SpanDecoder } from '#shared/formats/span-decoder.ts';
+import { type EarlyParts, SpanDecoder } from '#shared/formats/span-decoder.ts';
 import { indexFromToc } from '#shared/formats/toc/index-from-toc.ts';
 import { type FoundToc, tocFromOutside, tocFromTail } from '#shared/formats/toc/toc-tail.ts';
 import { decodeLayerIndex } from '#shared/layer/index-codec.ts';
@@ -11,7 +11,6 @@ import { LayerError, type LayerIndex } from '#shared/layer/layer-index.ts';
 import { parseSpanMap, type DecodableSpanMap } from '#shared/layer/span-map-file.ts';
 import { SPAN_MAP_HEADER_BYTES } from '#shared/layer/span-map-layout.ts';
 import { layOut } from './built-layer.ts';
-import type { ImageRange } from './early-reads.ts';
 import { ImageWriter, writeFully } from './image-writer.ts';
 import { LAYER_FILES } from './layer-folder.ts';
 import { Residency } from './residency.ts';
@@ -51,10 +50,9 @@ function run(job: WorkerJob, early: () => void): WorkerResults[keyof WorkerResul
   switch (job.kind) {
     case 'store': {
       const map = mapOf(job.map);
-      if (job.form === 'compressed' && storeWanted(map, job.fd, job.span, job.bytes, job.wanted)) early();
       let payload: Uint8Array;
       try {
-        payload = decoder.decode(map, job.span, { form: job.form, bytes: job.bytes });
+        payload = decoder.decode(map, job.span, { form: job.form, bytes: job.bytes }, earlyParts(job, early));
       } catch (error) {
         if (error instanceof LayerError) return 'mismatch';
         throw error;
@@ -123,22 +121,19 @@ function indexOf(toc: FoundToc, layer: Digest, blobSize: number): LayerIndex | u
   }
 }
 
-/** Stores what readers wait for. False: the whole span is needed for that, or what is wrong shows when it is decoded. */
-function storeWanted(
-  map: DecodableSpanMap,
-  fd: number,
-  span: number,
-  bytes: Uint8Array,
-  wanted: readonly ImageRange[],
-): boolean {
-  if (wanted.length === 0) return false;
-  try {
-    const parts = decoder.decodeParts(map, span, bytes, wanted);
-    for (const { imageOffset, bytes: part } of parts ?? []) writeFully(fd, part, part.length, imageOffset);
-    return parts !== undefined;
-  } catch {
-    return false;
-  }
+/** Stores what readers wait for, and says so. */
+function earlyParts({ fd, wanted }: WorkerJob & { readonly kind: 'store' }, early: () => void): EarlyParts | undefined {
+  if (wanted.length === 0) return undefined;
+  const ready: EarlyParts['ready'] = (parts) => {
+    try {
+      for (const { imageOffset, bytes } of parts) writeFully(fd, bytes, bytes.length, imageOffset);
+    } catch {
+      // A full disk: it is told, and room made, when the whole span is to be written.
+      return;
+    }
+    early();
+  };
+  return { wanted, ready };
 }
 
 /**

@@ -11,6 +11,7 @@ const START: Checkpoint = { bits: 0, window: Buffer.alloc(0) };
  * and the next member's header are passed over. Checksums are not looked at: digests verify the span.
  *
  * @param raw a decoder for raw deflate, for the member that the range begins in; `gzip` for those after it.
+ * @param pause is called once `pause.at` bytes (fewer than `length`) are decoded, with the buffer that they are in.
  * @throws DecodeError when the bytes are corrupt or too few.
  */
 export function decodeDeflateSpan(
@@ -19,16 +20,23 @@ export function decodeDeflateSpan(
   checkpoint: Checkpoint | undefined,
   raw: SyncDecoder,
   gzip: SyncDecoder,
+  pause?: { readonly at: number; readonly call: (output: Buffer) => void },
 ): Buffer {
   const output = Buffer.allocUnsafe(length);
   const { bits, window } = checkpoint ?? START;
   let to = resumeDeflate(raw, window, bits, bytes[0] ?? 0, output, length);
   let from = bits === 0 ? 0 : 1;
   let decoder = raw;
+  let stop = pause !== undefined && pause.at > to ? pause.at : length;
   while (to < length) {
-    decoder.write(bytes, from, bytes.length, output, to, length);
+    decoder.write(bytes, from, bytes.length, output, to, stop);
     from += decoder.consumed;
     to += decoder.produced;
+    if (to === stop && stop < length) {
+      stop = length;
+      pause?.call(output);
+      continue;
+    }
     if (to === length) break;
     if (decoder === raw && from + TRAILER_BYTES < bytes.length) {
       from += TRAILER_BYTES;

@@ -1,8 +1,14 @@
 import { createHash, type Hash } from 'node:crypto';
 import type { Digest } from '#shared/digest/digest.ts';
-import type { IndexSpan, LayerEntry } from '#shared/layer/layer-index.ts';
+import type { IndexSpan, LayerEntry, SpanPiece } from '#shared/layer/layer-index.ts';
 import { TarReader } from '#shared/tar/tar-reader.ts';
 import type { StreamCut } from './stream-walker.ts';
+
+/**
+ * Payload up to which one digest goes. A reader that waits for a little of a span need not wait until all of it is decoded; so it is cheap
+ * as well: some 0.03 % of the payload.
+ */
+const PIECE_BYTES = 128 * 1024;
 
 /** Takes the payload of a layer as it passes; nothing of it is verified before the whole blob is. */
 export interface PayloadSink {
@@ -19,6 +25,7 @@ export class StreamDigester {
   readonly #spans: IndexSpan[] = [];
   #extents: LayerEntry['extents'] = [];
   #extent = 0;
+  #pieces: SpanPiece[] = [];
   #piece: Hash = createHash('sha256');
   #pieceLength = 0;
   #payloadLength = 0;
@@ -44,16 +51,15 @@ export class StreamDigester {
 
   /** Ends a span; all data before the cut must have been given, and none behind it. */
   cut(cut: StreamCut): void {
-    const digest = `sha256:${this.#piece.digest('hex')}` as Digest;
+    if (this.#pieceLength > 0) this.#endPiece();
     this.#spans.push({
       streamLength: cut.streamOffset - this.#spanStart,
       segments: cut.segments,
-      pieces: this.#pieceLength === 0 ? [] : [{ length: this.#pieceLength, digest }],
+      pieces: this.#pieces,
       checkpoint: cut.checkpoint,
     });
     this.#spanStart = cut.streamOffset;
-    this.#piece = createHash('sha256');
-    this.#pieceLength = 0;
+    this.#pieces = [];
   }
 
   /** See WalkSink. */
@@ -93,14 +99,21 @@ export class StreamDigester {
       if (inExtent < 0) at = Math.min(bytes.length, at - inExtent);
       else if (inExtent >= extent.length) this.#extent += 1;
       else {
-        const length = Math.min(bytes.length - at, extent.length - inExtent);
+        const length = Math.min(bytes.length - at, extent.length - inExtent, PIECE_BYTES - this.#pieceLength);
         const part = bytes.subarray(at, at + length);
         this.#piece.update(part);
         this.#sink?.payload(part, this.#payloadLength);
         this.#pieceLength += length;
         this.#payloadLength += length;
         at += length;
+        if (this.#pieceLength === PIECE_BYTES) this.#endPiece();
       }
     }
+  }
+
+  #endPiece(): void {
+    this.#pieces.push({ length: this.#pieceLength, digest: `sha256:${this.#piece.digest('hex')}` as Digest });
+    this.#piece = createHash('sha256');
+    this.#pieceLength = 0;
   }
 }
