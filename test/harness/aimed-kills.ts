@@ -90,6 +90,9 @@ export class AimedKills {
     await sleep(this.#times.momentWithin('take-over'));
     await kill(second, signal);
     await this.#untilServing(second, diedAtMs, signal);
+    // The keeper says one thing after the other: what it said of the second is here as well.
+    const third = await this.#serving();
+    await this.#until('the keeper to say that an agent serves', signal, () => this.#hasServed(third) || undefined);
     this.kills.push({ kind: 'anything', inside: true, gapMs: undefined });
     await this.#record('take-over', !this.#hasServed(second), diedAtMs, signal);
   }
@@ -116,7 +119,6 @@ export class AimedKills {
       const left = await this.#kindling.agentPids();
       return (left.length === 1 && left[0] !== undefined && this.#hasServed(left[0])) || undefined;
     });
-    await this.#kindling.untilServing(victim, signal);
     // The one that replaces the old one has not served, or the old one has not been replaced.
     const inside = victim === old || !this.#hasServed(victim);
     await this.#record('reload', inside, served ? diedAtMs : undefined, signal);
@@ -138,13 +140,19 @@ export class AimedKills {
       const pid = await this.#kindling.agentPid();
       return pid !== undefined && pid !== old ? monotonicMs() : undefined;
     });
-    await this.#kindling.untilServing(old, AbortSignal.any([signal, AbortSignal.timeout(SERVING_TIMEOUT_MS)]));
+    await this.#orTell('another agent that serves', signal, async (bounded) => {
+      await this.#kindling.untilServing(old, bounded);
+    });
     return { seenAtMs: Math.max(seenAtMs, diedAtMs), servingAtMs: monotonicMs() };
   }
 
   async #record(kind: KillKind, inside: boolean, diedAtMs: number | undefined, signal: AbortSignal): Promise<void> {
-    const bounded = AbortSignal.any([signal, AbortSignal.timeout(SERVING_TIMEOUT_MS)]);
-    const gapMs = diedAtMs === undefined ? undefined : await this.#probe.untilAnswer(diedAtMs, bounded);
+    const gapMs =
+      diedAtMs === undefined
+        ? undefined
+        : await this.#orTell('an answer to the probe', signal, async (bounded) => {
+            return await this.#probe.untilAnswer(diedAtMs, bounded);
+          });
     this.kills.push({ kind, inside, gapMs });
   }
 
@@ -155,6 +163,17 @@ export class AimedKills {
       if (found !== undefined) return found;
       if (monotonicMs() > deadline) throw new Error(`Waited ${SERVING_TIMEOUT_MS} ms for ${what}\n${this.#story()}`);
       await sleep(POLL_MS, undefined, { signal });
+    }
+  }
+
+  /** @throws Error that tells what went before, when the work takes too long */
+  async #orTell<T>(what: string, signal: AbortSignal, work: (bounded: AbortSignal) => Promise<T>): Promise<T> {
+    const timeout = AbortSignal.timeout(SERVING_TIMEOUT_MS);
+    try {
+      return await work(AbortSignal.any([signal, timeout]));
+    } catch (error) {
+      if (signal.aborted || !timeout.aborted) throw error;
+      throw new Error(`Waited ${SERVING_TIMEOUT_MS} ms for ${what}\n${this.#story()}`, { cause: error });
     }
   }
 

@@ -230,6 +230,11 @@ export class Churn implements AsyncDisposable {
   async #newLease(signal: AbortSignal): Promise<void> {
     if (this.#lease !== undefined) throw new Error('The image is still there');
     this.#lease = await this.#createLease(signal);
+    // containerd may not have noticed yet that there is another agent: then what is asked of it would not reach that.
+    await retried(async () => {
+      const request = { snapshotter, filters: [`name==${this.#lease}`] };
+      for await (const { info } of this.#client.stream(SnapshotsService.list, request, signal)) void info;
+    }, signal);
   }
 
   #leased(): ContainerdClient {
