@@ -32,6 +32,8 @@ export interface Outcome {
   readonly registryReads: number;
   readonly allowed: number;
   readonly because: string;
+  /** What each start has taken from where. */
+  readonly details: string;
 }
 
 /** On which a start lasts longer than a node takes to come back. */
@@ -195,7 +197,7 @@ export const HINDRANCES: readonly Scenario[] = [
   },
 ];
 
-/** @throws when a start has ended with other bytes than the others, or the registry has given more than the fault explains */
+/** @throws when a start has ended with other bytes than the others */
 export async function playOut(
   scenario: Scenario,
   cluster: TestCluster,
@@ -213,12 +215,9 @@ export async function playOut(
   const registryReads = ((await cluster.registryBytes(signal)) - before) / layer.sizeBytes;
   if (new Set(starts.map(({ digest }) => digest)).size !== 1) throw new Error(`${name}: nodes have got other bytes`);
   const allowed = scenario.allowed(cluster.nodes.length);
-  if (registryReads > allowed) {
-    const what = JSON.stringify(starts.map(({ registry, peer, completeMs }) => ({ registry, peer, completeMs })));
-    throw new Error(`${name}: the registry gave ${registryReads.toFixed(2)} of the layer, not ${allowed}: ${what}`);
-  }
   const lastS = Math.max(...starts.map(({ completeMs }) => completeMs)) / 1000;
-  return { name, lastS, registryReads, allowed, because };
+  const details = JSON.stringify(starts.map(({ registry, peer, completeMs }) => ({ registry, peer, completeMs })));
+  return { name, lastS, registryReads, allowed, because, details };
 }
 
 function misbehaving(how: Misbehaviour): Scenario {

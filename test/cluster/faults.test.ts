@@ -19,8 +19,12 @@ test('starts end with the right bytes when nodes, Redis, NATS and distributors a
     await t.test(scenario.name, async () => {
       const layer = layers[i];
       assert.ok(layer);
-      const { lastS } = await playOut(scenario, cluster, layer, LINK, signal);
-      assert.ok(lastS < ENDED_S, `${lastS} s`);
+      const { lastS, registryReads, allowed, details } = await playOut(scenario, cluster, layer, LINK, signal);
+      assert.ok(lastS < ENDED_S, `the slowest start took ${lastS} s: ${details}`);
+      assert.ok(
+        registryReads <= allowed,
+        `the registry gave ${registryReads} of the layer, not ${allowed}: ${details}`,
+      );
     });
   }
 });

@@ -7,13 +7,15 @@ const KEPT = 0.7;
 /** A rate not measured for so long is forgotten: whoever was slow is tried again. */
 const KNOWN_MS = 30_000;
 const REMEMBERED = 1024;
-/** A peer that needs no longer than this for a group is never slow, whatever the registry does. */
-const SLOW_MS = 800;
-/** Slower than the registry by this factor is slow; where the registry's rate is not known, this long is. */
+/**
+ * A peer that needs no longer than this for a group is never slow, whatever the registry does: on a busy machine any takes a
+ * while now and then, and what is read elsewhere is read twice.
+ */
+const SLOW_MS = 2_500;
+/** One that needs longer is, where it is slower than the registry by this factor. */
 const SLOW_FACTOR = 4;
-const SLOW_ALONE_MS = 2_500;
 /** A peer of which nothing has come for so long that was asked for is slow, until something does. */
-const STALLED_MS = 1_500;
+const STALLED_MS = 2_500;
 /** A registry that has failed is no better than any peer for so long. */
 const FAILED_MS = 10_000;
 
@@ -88,7 +90,7 @@ export class SourceRates {
     if (now - (this.#stalled.get(node) ?? now) > STALLED_MS) return true;
     if (peerMs <= SLOW_MS) return false;
     const registry = this.#registry;
-    if (registry === undefined || now - registry.atMs > KNOWN_MS) return peerMs > SLOW_ALONE_MS;
+    if (registry === undefined || now - registry.atMs > KNOWN_MS) return true;
     return peerMs > (SLOW_FACTOR * GROUP_BYTES * registry.ms) / registry.bytes;
   }
 

@@ -21,8 +21,6 @@ export const SWARM_LIMITS = {
   located: 16,
   /** What a reader waits for is read from the registry after this long, whoever was to bring it. */
   patienceMs: 2_000,
-  /** The same after it was in vain several times in a row. */
-  leastPatienceMs: 250,
   /** The same for what nobody waits for. */
   prefetchPatienceMs: 8_000,
   tickMs: 250,

@@ -75,8 +75,6 @@ export class Swarm {
   #waiting = false;
   #aloneRuns = 0;
   #aloneRunBytes: number = SWARM_LIMITS.firstRunBytes;
-  /** Of a reader. Halved with each time that it was in vain, so that a neighbour on a slow link costs it once and not with each read. */
-  #patienceMs: number = SWARM_LIMITS.patienceMs;
   #progressMs = performance.now();
   #tickedMs = performance.now();
   #wantedMs = performance.now();
@@ -391,9 +389,6 @@ export class Swarm {
     const now = performance.now();
     this.#senders.set(span, { node, atMs: now, packed });
     this.#progressMs = now;
-    if (node !== REGISTRY && now - (this.#calls.sinceMs(span) ?? 0) < this.#patienceMs / 2) {
-      this.#patienceMs = Math.min(SWARM_LIMITS.patienceMs, this.#patienceMs * 2);
-    }
     this.#picker.unwant(span);
     const stored = this.#calls.deliver(span, bytes);
     this.#endUseless();
@@ -457,16 +452,13 @@ export class Swarm {
     const stalled = now - this.#progressMs > SWARM_LIMITS.stallMs;
     if (stalled && !this.#decidesAlone()) this.#locate(now, this.#picker.nowhere(SWARM_LIMITS.located, false));
     // Whatever else is wrong, a reader gets its bytes.
-    let late = false;
     for (const span of this.#calls.spans()) {
       const demanded = this.#picker.isDemanded(span);
-      const patienceMs = demanded ? this.#patienceMs : SWARM_LIMITS.prefetchPatienceMs;
+      const patienceMs = demanded ? SWARM_LIMITS.patienceMs : SWARM_LIMITS.prefetchPatienceMs;
       const waitedMs = now - Math.max(this.#calls.sinceMs(span) ?? now, demanded ? 0 : this.#progressMs);
       if (waitedMs <= patienceMs || this.#reads.has(span) || this.#reads.size >= 8) continue;
-      late ||= demanded;
       this.#track(this.#reads.read([span], 'impatient'));
     }
-    if (late) this.#patienceMs = Math.max(SWARM_LIMITS.leastPatienceMs, this.#patienceMs / 2);
     this.#pumpSoon();
   }
 
