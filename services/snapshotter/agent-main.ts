@@ -69,8 +69,15 @@ export async function agentMain(loadEmbedded?: () => Promise<EmbeddedSetup>): Pr
 async function compileModules(loadEmbedded: (() => Promise<EmbeddedSetup>) | undefined): Promise<void> {
   await import('./agent-start.ts');
   await import('./node-services.ts');
-  await import('./layers/layer-worker.ts');
   await loadEmbedded?.();
+  // Those of threads: here they end for want of a job, and are compiled by then.
+  await Promise.allSettled([
+    import('./layers/layer-worker.ts'),
+    import('./layers/stream-worker.ts'),
+    import('./layers/decode-worker.ts'),
+    import('./snapshots/cover-worker.ts'),
+    import('#shared/formats/stream/walk-worker.ts'),
+  ]);
   flushCompileCache();
   process.exit();
 }

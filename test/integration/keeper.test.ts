@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { execFile, spawn, type ChildProcess } from 'node:child_process';
-import { access, copyFile, mkdir, mkdtemp, readFile, rename, rm, symlink, writeFile } from 'node:fs/promises';
+import { access, copyFile, mkdir, mkdtemp, readdir, readFile, rename, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { after, describe, it } from 'node:test';
@@ -169,6 +169,11 @@ describe('the keeper', { skip, concurrency: false }, () => {
     await inFolder(async (folder, own) => {
       const keeper = own(new Keeper(folder));
       let serving = await keeper.line('The agent serves');
+      const names = await readdir(COMPILED);
+      assert.ok(
+        names.some((name) => name.startsWith('compiled-') && name.endsWith('agent.ts')),
+        'its modules were compiled by a process of its own',
+      );
       const reader = new Reader(join(keeper.mount, 'one.img'));
       await reader.started;
       for (let kill = 0; kill < 5; kill++) {
