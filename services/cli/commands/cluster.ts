@@ -1,6 +1,6 @@
 import { Command } from 'commander';
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { Bus } from '#shared/bus/bus.ts';
+import { BusError, type Bus } from '#shared/bus/bus.ts';
 import { SettingsError } from '#shared/config/settings.ts';
 import {
   decodeMessage,
@@ -75,8 +75,14 @@ async function connected(bus: Bus, signal: AbortSignal): Promise<void> {
 
 async function ask(bus: Bus, signal: AbortSignal): Promise<ViewReply> {
   const request = encodeMessage({ version: DISTRIBUTION_VERSION });
-  const reply = await bus.messages.request(SUBJECTS.view, request, ANSWER_MS, signal);
-  return decodeMessage(viewReply, reply, "the distributor's answer");
+  try {
+    const reply = await bus.messages.request(SUBJECTS.view, request, ANSWER_MS, signal);
+    return decodeMessage(viewReply, reply, "the distributor's answer");
+  } catch (error) {
+    if (!(error instanceof BusError) || error.code !== 'no-responder') throw error;
+    const message = 'Cannot show the cluster: no distributor answers, so nothing is shared; start kindling-distributor';
+    throw new BusError('unavailable', message, { cause: error });
+  }
 }
 
 /** What `kindling cluster` prints of it. */
