@@ -67,7 +67,7 @@ class Keeper {
     });
     this.child = spawn(process.execPath, command, {
       stdio: ['ignore', 'ignore', options.stderr ?? 'pipe'],
-      env: { NODE_COMPILE_CACHE: COMPILED, ...process.env, ...options.env },
+      env: { ...process.env, NODE_COMPILE_CACHE: COMPILED, ...options.env },
     });
     this.exited = new Promise((resolve) => this.child.once('exit', resolve));
     let rest = '';
