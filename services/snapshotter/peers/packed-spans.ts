@@ -19,6 +19,9 @@ const WORTH = 0.9;
 /** Shorter payloads go as they are. */
 const LEAST_BYTES = 4096;
 const LEVEL = 1;
+const SAMPLE_BYTES = 32 * 1024;
+/** A sample that does not become smaller than this is of bytes that nothing makes smaller. */
+const HOPELESS = 0.98;
 
 /**
  * Payloads as they travel between nodes: packed, a third to a half of what they are, so that links are not what a burst waits
@@ -112,22 +115,31 @@ function keyOf(layer: Digest, span: number): string {
 /** Empty = not worth it. */
 async function pack(payload: Uint8Array): Promise<Uint8Array> {
   if (payload.length < LEAST_BYTES) return new Uint8Array(0);
-  // In one go: each chunk of output would be a round through the thread pool.
-  const options = {
-    chunkSize: payload.length + LEAST_BYTES,
-    params: { [constants.ZSTD_c_compressionLevel]: LEVEL },
-    pledgedSrcSize: payload.length,
-  };
-  const packed = await new Promise<Uint8Array>((resolve, reject) => {
-    zstdCompress(payload, options, (error, bytes) => {
-      if (error === null) resolve(bytes);
-      else reject(error);
-    });
-  });
+  // What is compressed already shows that in a part of it.
+  const middle = payload.length >> 1;
+  const sample = payload.subarray(middle, middle + SAMPLE_BYTES);
+  const large = payload.length > 4 * SAMPLE_BYTES;
+  const hopeless = large && (await compress(sample)).length > sample.length * HOPELESS;
+  const packed = hopeless ? payload : await compress(payload);
   const worth = packed.length < payload.length * WORTH;
-  releaseBytes(payload);
   // Of a size of its own: the buffer that zlib wrote into is as large as the payload.
   const kept = Uint8Array.from(worth ? packed : []);
   releaseBytes(packed);
+  releaseBytes(payload);
   return kept;
+}
+
+function compress(bytes: Uint8Array): Promise<Uint8Array> {
+  const options = {
+    // In one go: each chunk of output would be a round through the thread pool.
+    chunkSize: bytes.length + LEAST_BYTES,
+    params: { [constants.ZSTD_c_compressionLevel]: LEVEL },
+    pledgedSrcSize: bytes.length,
+  };
+  return new Promise((resolve, reject) => {
+    zstdCompress(bytes, options, (error, packed) => {
+      if (error === null) resolve(packed);
+      else reject(error);
+    });
+  });
 }
