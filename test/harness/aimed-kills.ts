@@ -223,7 +223,9 @@ export class UnansweredError extends Error {
 
 /** What callers try again, as the kubelet does. */
 export function isUnavailable(error: unknown): boolean {
-  return error instanceof UnansweredError || (error instanceof ContainerdError && error.retryable);
+  if (error instanceof UnansweredError) return true;
+  // containerd answers a List so, by words alone.
+  return error instanceof ContainerdError && (error.retryable || error.message.endsWith(': unavailable'));
 }
 
 async function within<T>(promise: Promise<T>, ms: number, what: string): Promise<T> {
