@@ -20,8 +20,8 @@ export interface StreamIndexerOptions {
 
 /** A thread takes some 60 ms to start; so long, one thread indexes some MiB. */
 const ONE_THREAD_BYTES = 4 * 1024 * 1024;
-/** Bytes of a blob that are walked in one go: of a bomb they decode to 128 MiB. */
-const SLICE_BYTES = 4096;
+/** Bytes of a blob that are walked in one go: of a bomb they decode to 32 MiB. */
+const SLICE_BYTES = 1024;
 /** Whatever a small blob decodes to, timers of the thread that walks it are kept waiting no longer than this and a slice. */
 const TURN_MS = 20;
 
