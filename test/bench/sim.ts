@@ -33,6 +33,7 @@ export function run(args: readonly string[]): Promise<unknown> {
       'busy',
       'residency',
       'distributor',
+      'distributor/s',
       'directory/s',
     ],
     results.map((r) => [
@@ -46,9 +47,12 @@ export function run(args: readonly string[]): Promise<unknown> {
       r.perNode.busyAnswers.toFixed(0),
       r.perNode.residencyMessages.toFixed(0),
       r.perNode.distributorMessages.toFixed(1),
+      ((r.perNode.distributorMessages * r.nodes) / r.lastS).toFixed(0),
       (r.directoryOperations / r.lastS).toFixed(0),
     ]),
   );
-  console.log('requests, busy answers, residency and distributor messages: per node, for the whole burst');
+  console.log(
+    'requests, busy answers, residency and distributor messages: per node, for the whole burst; distributor/s: of all nodes together, to spread over the replicas; directory/s: operations on Redis',
+  );
   return Promise.resolve(results);
 }

@@ -194,6 +194,7 @@ export class Swarm {
 
   async close(): Promise<void> {
     this.#stopping.abort(new Error('The swarm is closing'));
+    this.#deps.outbox.forget(this.layer);
     clearInterval(this.#timer);
     for (const stop of this.#stops) stop();
     for (const work of this.#works) work.abort.abort(this.#stopping.signal.reason);
@@ -388,6 +389,7 @@ export class Swarm {
     if (!this.#calls.has(span)) return undefined;
     const now = performance.now();
     this.#senders.set(span, { node, atMs: now, packed });
+    if (node !== REGISTRY) this.#deps.outbox.copied(this.layer, span);
     this.#progressMs = now;
     this.#picker.unwant(span);
     const stored = this.#calls.deliver(span, bytes);

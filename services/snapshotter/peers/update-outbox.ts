@@ -24,8 +24,13 @@ interface Pending {
   waiting: { readonly load: number; readonly room: number } | undefined;
 }
 
-/** Updates are collected this long: a span that has come is known to the neighbours at once, the directory may wait. */
+/** Updates are collected this long. */
 const COLLECT_MS = 8;
+/**
+ * And spans that came from peers this long: neighbours see them at once, and the directory knows already that somebody has them. Else every
+ * node of a burst would tell the distributor of every few spans.
+ */
+const COLLECT_COPIES_MS = 200;
 
 /** Tells the distributor what changes on this node, many changes in one message, and everything when it has forgotten. */
 export class UpdateOutbox implements Disposable {
@@ -33,6 +38,9 @@ export class UpdateOutbox implements Disposable {
   readonly #pending = new Map<Digest, Pending>();
   readonly #stops: (() => void)[];
   readonly #holder: SpanHolder;
+  /** On their way from peers. */
+  readonly #copies = new Map<Digest, Set<number>>();
+  #dueMs = Infinity;
   #timer: NodeJS.Timeout | undefined;
 
   constructor(link: DistributorLink, holder: SpanHolder) {
@@ -42,10 +50,12 @@ export class UpdateOutbox implements Disposable {
       holder.onResident((layer, span) => {
         const spanCount = holder.get(layer)?.spanCount;
         if (spanCount === undefined) return;
-        this.#of(layer, spanCount)?.gained.add(span);
+        const copy = this.#copies.get(layer)?.delete(span) === true;
+        this.#of(layer, spanCount, copy ? COLLECT_COPIES_MS : COLLECT_MS)?.gained.add(span);
       }),
       holder.onRemoved((layer) => {
         this.#pending.delete(layer);
+        this.#copies.delete(layer);
         link.send({ kind: 'left', node: link.record.node, layer });
       }),
       link.onEpoch(() => this.everything()),
@@ -53,14 +63,16 @@ export class UpdateOutbox implements Disposable {
   }
 
   say(layer: Digest, spanCount: number, saying: Saying): void {
-    const pending = this.#of(layer, spanCount);
+    const pending = this.#of(layer, spanCount, COLLECT_MS);
     if (pending === undefined) return;
+    const copies = this.#copies.get(layer);
     if (saying.wants !== undefined) pending.wants = saying.wants;
     if (saying.waiting !== undefined) pending.waiting = saying.waiting;
     for (const span of saying.fromPeers ?? []) pending.fromPeers.add(span);
     for (const span of saying.fetching ?? []) {
       pending.released.delete(span);
       pending.fetching.add(span);
+      copies?.delete(span);
     }
     for (const span of saying.released ?? []) {
       pending.fetching.delete(span);
@@ -68,12 +80,24 @@ export class UpdateOutbox implements Disposable {
     }
   }
 
+  /** The span has come from a peer: when it is resident, the distributor need not hear of it soon. */
+  copied(layer: Digest, span: number): void {
+    const copies = this.#copies.get(layer);
+    if (copies === undefined) this.#copies.set(layer, new Set([span]));
+    else copies.add(span);
+  }
+
+  /** Nobody fetches the layer any more. */
+  forget(layer: Digest): void {
+    this.#copies.delete(layer);
+  }
+
   [Symbol.dispose](): void {
     for (const stop of this.#stops) stop();
     this.#flush();
   }
 
-  #of(layer: Digest, spanCount: number): Pending | undefined {
+  #of(layer: Digest, spanCount: number, withinMs: number): Pending | undefined {
     // Such a layer is not shared.
     if (spanCount > DISTRIBUTION_LIMITS.spans) return undefined;
     let pending = this.#pending.get(layer);
@@ -89,13 +113,19 @@ export class UpdateOutbox implements Disposable {
       };
       this.#pending.set(layer, pending);
     }
-    this.#timer ??= setTimeout(() => this.#flush(), COLLECT_MS).unref();
+    const dueMs = performance.now() + withinMs;
+    if (dueMs < this.#dueMs) {
+      clearTimeout(this.#timer);
+      this.#dueMs = dueMs;
+      this.#timer = setTimeout(() => this.#flush(), withinMs).unref();
+    }
     return pending;
   }
 
   #flush(): void {
     clearTimeout(this.#timer);
     this.#timer = undefined;
+    this.#dueMs = Infinity;
     for (const [layer, pending] of this.#pending) {
       const { spanCount, wants, waiting, fromPeers } = pending;
       const gained = [...pending.gained];
