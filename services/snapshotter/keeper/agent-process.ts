@@ -109,6 +109,8 @@ export function startAgent(start: AgentStart & { readonly script: string }, log:
   const loaded = Promise.withResolvers<boolean>();
   const ready = Promise.withResolvers<boolean>();
   const ended = Promise.withResolvers<AgentEnd>();
+  /** Of the connections that were sent to it and that it has not acknowledged, in order. */
+  const taking: ((taken: boolean) => void)[] = [];
   let isReady = false;
   let intended = false;
   let over = false;
@@ -125,6 +127,7 @@ export function startAgent(start: AgentStart & { readonly script: string }, log:
       loaded.resolve(true);
       ready.resolve(true);
     } else if (message.kind === 'bye') intended = true;
+    else if (message.kind === 'taken') taking.shift()?.(true);
   });
   const end = (code: number | null, signal: NodeJS.Signals | null): void => {
     if (over) return;
@@ -177,15 +180,12 @@ export function startAgent(start: AgentStart & { readonly script: string }, log:
     go: () => tell({ kind: 'go' }),
     async take(socket) {
       if (over || stopping || !isReady || !child.connected) return false;
-      const sent = new Promise<boolean>((resolve) => {
-        child.send({ kind: 'connection' } satisfies ToAgent, socket, {}, (error) => {
-          // Node has taken it from the socket, and closed it.
-          if (error !== null) socket.destroy();
-          resolve(true);
-        });
-      });
-      // Node sends one handle at a time, and forgets those that wait when the channel breaks.
-      return await Promise.race([sent, ended.promise.then(() => false)]);
+      // Node would close its copy when the other side has it, but leaks it when that dies first; so this one is closed here.
+      child.send({ kind: 'connection' } satisfies ToAgent, socket, { keepOpen: true }, () => {});
+      const taken = new Promise<boolean>((resolve) => taking.push(resolve));
+      if (!(await Promise.race([taken, ended.promise.then(() => false)]))) return false;
+      socket.destroy();
+      return true;
     },
     kill: () => void child.kill('SIGKILL'),
     async stop(timeoutMs) {

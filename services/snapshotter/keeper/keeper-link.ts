@@ -15,7 +15,8 @@ export type Turn = (typeof TURNS)[number];
  * The agent's side of the keeper: node's IPC channel, JSON messages.
  *
  * keeper -> agent: `go` (serve now; to one that stands by), `ping`, `connection` (with a socket: see FrontDoor).
- * agent -> keeper: `loaded` (modules are there, waiting for `go`), `ready`, `bye` (ends by intent), `pong`.
+ * agent -> keeper: `loaded` (modules are there, waiting for `go`), `ready`, `bye` (ends by intent), `pong`, `taken` (for each `connection`,
+ * in order).
  *
  * Between `loaded` and `go` an agent must not touch what the serving agent holds (sockets, database, mounts).
  */
@@ -41,7 +42,7 @@ export interface KeeperLink {
 }
 
 export type ToAgent = { readonly kind: 'go' | 'ping' | 'connection' };
-export type ToKeeper = { readonly kind: 'loaded' | 'ready' | 'bye' | 'pong' };
+export type ToKeeper = { readonly kind: 'loaded' | 'ready' | 'bye' | 'pong' | 'taken' };
 
 /** Undefined when no keeper started this process. */
 export function connectKeeper(env: Readonly<Record<string, string | undefined>> = process.env): KeeperLink | undefined {
@@ -62,7 +63,11 @@ export function connectKeeper(env: Readonly<Record<string, string | undefined>> 
   process.on('message', (message: ToAgent, handle: unknown) => {
     if (message.kind === 'go') go.resolve();
     else if (message.kind === 'ping') void tell('pong');
-    else if (handle instanceof Socket) connection(handle);
+    else {
+      // Before it is read: of what was not acknowledged the keeper thinks that it is untouched.
+      void tell('taken');
+      if (handle instanceof Socket) connection(handle);
+    }
   });
   process.once('disconnect', () => lost.abort(new Error('The keeper is gone')));
   return {
