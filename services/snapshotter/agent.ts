@@ -103,6 +103,8 @@ export async function runAgent(
     limits: {
       backgroundRate: values.backgroundRate,
       quietMs: values.backgroundQuietMs,
+      // Off, nothing is fetched that nobody reads.
+      ...(values.background ? {} : { tailBytes: 0 }),
       giveUpMs: values.readDeadlineMs,
     },
     quotaBytes: values.quotaBytes,

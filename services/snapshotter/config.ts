@@ -64,7 +64,7 @@ export const SETTINGS = {
     env: 'KINDLING_BACKGROUND',
     schema: flag,
     default: 'true',
-    help: 'Complete mounted layers in the background, so that containers stop depending on the registry and on the agent',
+    help: 'Complete mounted layers in the background, so that containers stop depending on the registry and on the agent, and read ahead where the link is fast; without it only what a start reads or an image has put first is fetched',
   },
   backgroundRate: {
     env: 'KINDLING_BACKGROUND_RATE',

@@ -16,6 +16,8 @@ import type { TreeEntry } from '#test/harness/walk-tree.ts';
 import { hasUnstableMtime, writeAwkwardImage } from '#test/images/awkward.ts';
 import { runTool } from '#test/images/tool.ts';
 
+/** A test that waits in vain says where, and before the runner ends the file. */
+const timeout = 100_000;
 const skip = process.getuid?.() === 0 ? false : 'needs root';
 /** Nothing is fetched but what is read; a read that cannot be served ends soon. */
 const SETTINGS = { KINDLING_BACKGROUND: 'false', KINDLING_READ_DEADLINE_MS: '200' };
@@ -85,9 +87,11 @@ async function read(rootfs: string, path: string, signal: AbortSignal): Promise<
   }
 }
 
-/** Waits until the agent has a read that it cannot answer. */
-async function untilWaiting(node: TestNode, signal: AbortSignal): Promise<void> {
-  for (;;) {
+/** Waits until the agent has a read that it cannot answer, or until `reading` has ended, since all of it was there. */
+async function untilWaiting(node: TestNode, reading: Promise<unknown>, signal: AbortSignal): Promise<void> {
+  const over = { now: false };
+  void reading.finally(() => (over.now = true));
+  while (!over.now) {
     // It may just have been killed.
     const status = await node.kindling.client.status(signal).catch(() => undefined);
     if (status !== undefined && status.fuse.waiting > 0) return;
@@ -95,7 +99,10 @@ async function untilWaiting(node: TestNode, signal: AbortSignal): Promise<void> 
   }
 }
 
-test('what a lying registry sends is neither mounted nor readable, and honest answers heal it', { skip }, async (t) => {
+test('what a lying registry sends is neither mounted nor readable, and honest answers heal it', {
+  skip,
+  timeout,
+}, async (t) => {
   const { signal } = t;
   await using liar = await LyingRegistry.start({ port: registry.port });
   await using node = await TestNode.start(SETTINGS, signal);
@@ -125,6 +132,7 @@ test('what a lying registry sends is neither mounted nor readable, and honest an
 
 test('with registry and agent gone what is here is read as soon as an agent is, all when the registry is; after a power cut nothing unverified', {
   skip,
+  timeout,
 }, async (t) => {
   const { signal } = t;
   // Reads wait for the registry as long as it takes here.
@@ -139,12 +147,12 @@ test('with registry and agent gone what is here is read as soon as an agent is, 
     let after: Promise<string>;
     try {
       before = read(rootfs, LARGE, signal);
-      await untilWaiting(node, signal);
+      await untilWaiting(node, before, signal);
       await kindling.killAgent();
       await dropCaches(signal);
       assert.equal(await read(rootfs, 'sizes/65536', signal), right.get('sizes/65536')?.sha256);
       after = read(rootfs, OTHER, signal);
-      await untilWaiting(node, signal);
+      await untilWaiting(node, after, signal);
     } finally {
       await registry.restart(signal);
     }
@@ -173,6 +181,7 @@ test('with registry and agent gone what is here is read as soon as an agent is, 
 
 test('a full disk gives clear errors and no wrong byte, and all is right when there is space again', {
   skip,
+  timeout,
 }, async (t) => {
   const { signal } = t;
   await using place = await TempFolder.create('d');
