@@ -18,8 +18,6 @@ import type { FetchPriority, LayerOrigin, SpanBytes } from './span-source.ts';
 import type { SharedMap, WorkerJob } from './worker-job.ts';
 import { WorkerError, type WorkerPool } from './worker-pool.ts';
 
-/** Residency is written this long after the first span that it does not have yet. A kill -9 in between costs a fetch. */
-const FLUSH_MS = 50;
 /** Threads that end under a layer's spans until its readers get an error: one may be bad luck of others, more are its own. */
 const MAX_CRASHES = 3;
 /** The map of a complete layer is only for peers: it goes when they have not asked for this long. */
@@ -64,7 +62,6 @@ export class Layer implements FetchTarget, LayerFile {
   /** After an unclean boot, until map and metadata were checked. */
   #unchecked: boolean;
   #diskBytes: number;
-  #flushTimer: NodeJS.Timeout | undefined;
   #flushing: Promise<void> = Promise.resolve();
   #dirty = false;
   #synced = false;
@@ -356,17 +353,14 @@ export class Layer implements FetchTarget, LayerFile {
       this.#context.complete(this);
       return;
     }
-    this.#flushTimer ??= setTimeout(() => {
-      this.#flush().catch((error: unknown) => {
-        // Spans that the file does not name are fetched again after a restart; nothing wrong is ever believed.
-        this.#context.logger.warn({ err: error, layer: this.layer }, 'Cannot write which spans are resident');
-      });
-    }, FLUSH_MS).unref();
+    // At once: what a reader got is there for the next agent too. Writes that would overlap become one.
+    this.#flush().catch((error: unknown) => {
+      // Spans that the file does not name are fetched again after a restart; nothing wrong is ever believed.
+      this.#context.logger.warn({ err: error, layer: this.layer }, 'Cannot write which spans are resident');
+    });
   }
 
   #flush(): Promise<void> {
-    clearTimeout(this.#flushTimer);
-    this.#flushTimer = undefined;
     const next = this.#flushing.then(async () => {
       if (!this.#dirty) return;
       this.#dirty = false;
