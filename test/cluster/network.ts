@@ -1,3 +1,5 @@
+import { existsSync } from 'node:fs';
+import { networkNamespaces, ownerOf } from '#test/harness/leaks.ts';
 import { disposeOnInterrupt } from '#test/harness/interrupt.ts';
 import { ServerProcess, type ServerOptions } from '#test/harness/server-process.ts';
 import { runTool } from '#test/images/tool.ts';
@@ -47,18 +49,28 @@ export class Network implements AsyncDisposable {
   readonly #name: string;
   readonly #hosts: Host[] = [];
   readonly #forget: () => void;
+  readonly #making = new Set<Promise<unknown>>();
+  #closing = false;
 
   private constructor(name: string) {
     this.#name = name;
     this.#forget = disposeOnInterrupt(this);
   }
 
+  /** Also takes away what runs have left that were killed. */
   static async create(signal: AbortSignal): Promise<Network> {
+    for (const name of await networkNamespaces()) {
+      const owner = ownerOf(name);
+      if (owner !== undefined && !existsSync(`/proc/${owner}`))
+        await ip(['netns', 'del', name], signal).catch(() => {});
+    }
     const network = new Network(`kc${process.pid}`);
     try {
-      await ip(['netns', 'add', network.#name], signal);
-      await ip(['-n', network.#name, 'link', 'add', 'br0', 'type', 'bridge'], signal);
-      await ip(['-n', network.#name, 'link', 'set', 'br0', 'up'], signal);
+      await network.#make(async () => {
+        await ip(['netns', 'add', network.#name], signal);
+        await ip(['-n', network.#name, 'link', 'add', 'br0', 'type', 'bridge'], signal);
+        await ip(['-n', network.#name, 'link', 'set', 'br0', 'up'], signal);
+      });
       return network;
     } catch (error) {
       await network[Symbol.asyncDispose]();
@@ -67,6 +79,10 @@ export class Network implements AsyncDisposable {
   }
 
   async host(link: Link, signal: AbortSignal): Promise<Host> {
+    return await this.#make(async () => await this.#host(link, signal));
+  }
+
+  async #host(link: Link, signal: AbortSignal): Promise<Host> {
     const number = this.#hosts.length + 1;
     const host = new Host(`${this.#name}-${number}`, `10.77.0.${number}`, `p${number}`);
     this.#hosts.push(host);
@@ -106,19 +122,39 @@ export class Network implements AsyncDisposable {
     await ip(['-n', this.#name, 'link', 'set', host.port, connected ? 'up' : 'down'], signal);
   }
 
+  /** Also when it is interrupted while it is being made. */
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#forget();
+    this.#closing = true;
+    await Promise.allSettled(this.#making);
     const signal = AbortSignal.timeout(TIMEOUT_MS);
     for (const name of [...this.#hosts.map(({ namespace }) => namespace), this.#name]) {
       await ip(['netns', 'del', name], signal).catch(() => {});
+    }
+    this.#forget();
+  }
+
+  async #make<T>(make: () => Promise<T>): Promise<T> {
+    if (this.#closing) throw new Error('Cannot make a host: the network is being taken away');
+    const making = make();
+    this.#making.add(making);
+    try {
+      return await making;
+    } finally {
+      this.#making.delete(making);
     }
   }
 }
 
 async function ip(args: readonly string[], signal: AbortSignal): Promise<void> {
-  await runTool('ip', [...args], signal);
+  await tool('ip', args, signal);
 }
 
 async function tc(namespace: string, args: readonly string[], signal: AbortSignal): Promise<void> {
-  await runTool('tc', ['-n', namespace, ...args], signal);
+  await tool('tc', ['-n', namespace, ...args], signal);
+}
+
+/** Each takes a moment and is not cut off within it: what it has made would not be known. */
+async function tool(program: string, args: readonly string[], signal: AbortSignal): Promise<void> {
+  signal.throwIfAborted();
+  await runTool(program, args, AbortSignal.timeout(TIMEOUT_MS));
 }

@@ -5,7 +5,10 @@
 const live = new Set<AsyncDisposable>();
 let listening = false;
 
-/** Registers `resource`; its own dispose must call the function returned. */
+/**
+ * Registers `resource`; its own dispose must call the function returned, last: until then the process does not end by a signal, and it
+ * may be disposed twice.
+ */
 export function disposeOnInterrupt(resource: AsyncDisposable): () => void {
   live.add(resource);
   if (!listening) {
@@ -16,10 +19,11 @@ export function disposeOnInterrupt(resource: AsyncDisposable): () => void {
 }
 
 async function disposeAll(name: NodeJS.Signals): Promise<void> {
-  // Those made last stand on those made first.
-  for (const resource of [...live].toReversed()) {
+  // Those made last stand on those made first; some are still being made.
+  for (let last = [...live].at(-1); last !== undefined; last = [...live].at(-1)) {
+    live.delete(last);
     try {
-      await resource[Symbol.asyncDispose]();
+      await last[Symbol.asyncDispose]();
     } catch (error) {
       console.error(error);
     }

@@ -35,9 +35,15 @@ export async function findLeaks(scope: LeakScope): Promise<Leak[]> {
   ];
 }
 
-/** Of another run of tests on this machine: `test/cluster` names its namespaces after the process that will remove them. */
-function isOwned(namespace: string): boolean {
+/** `test/cluster` names its network namespaces after the process that will remove them. */
+export function ownerOf(namespace: string): number | undefined {
   const owner = /^kc(\d+)(-|$)/.exec(namespace)?.[1];
+  return owner === undefined ? undefined : Number(owner);
+}
+
+/** Of another run of tests on this machine. */
+function isOwned(namespace: string): boolean {
+  const owner = ownerOf(namespace);
   return owner !== undefined && existsSync(`/proc/${owner}`);
 }
 

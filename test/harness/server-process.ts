@@ -91,7 +91,6 @@ export class ServerProcess implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#forget();
     if (!this.#ended) {
       this.kill(this.#options.stopSignal ?? 'SIGTERM');
       const timer = setTimeout(() => this.kill('SIGKILL'), this.#options.stopTimeoutMs ?? 10_000);
@@ -100,6 +99,7 @@ export class ServerProcess implements AsyncDisposable {
     }
     this.#child.stdout?.destroy();
     this.#child.stderr?.destroy();
+    this.#forget();
   }
 
   async #untilReady(signal: AbortSignal): Promise<void> {

@@ -23,9 +23,9 @@ export class TempFolder implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#forget();
     await unmountBelow(this.path);
     await rm(this.path, { recursive: true, force: true, maxRetries: 5 });
+    this.#forget();
   }
 }
 
