@@ -4,21 +4,25 @@
  *
  *   npm run bench -- alone [--images perl,python] [--format gzip-indexed] [--rounds 5] [--json FILE]
  */
-import { parseArgs } from 'node:util';
 import { LinkProcess } from '#test/harness/link-process.ts';
 import { TestNats } from '#test/harness/nats.ts';
 import { TestRedis } from '#test/harness/redis.ts';
 import { TestRegistry } from '#test/harness/registry.ts';
 import { startService } from '#test/harness/service-process.ts';
 import { TempFolder } from '#test/harness/temp-folder.ts';
-import { writeAwkwardImage } from '#test/images/awkward.ts';
 import { testImage } from '#test/images/image-cache.ts';
 import { recipeOf } from '#test/images/recipe.ts';
-import { measureKindling, type ColdStart, type ColdStartCase } from './cold-start-node.ts';
-import { lazyImage, LAZY_FORMATS } from './lazy-image.ts';
+import type { BenchValues } from './bench.ts';
+import { measureKindling, type ColdStart, type ColdStartCase, pushWarmUp } from './cold-start-node.ts';
+import { lazyFormat, lazyImage } from './lazy-image.ts';
 import { mebibytes, median, printTable, spreadSeconds } from './table.ts';
 
 export const title = 'cold starts of one node, embedded against the only node of a cluster with sharing configured';
+export const options = {
+  images: { type: 'string', default: 'perl,python' },
+  format: { type: 'string', default: 'gzip-indexed' },
+  rounds: { type: 'string', default: '5' },
+} as const;
 
 interface Measured extends Pick<ColdStart, 'pullMs' | 'readyMs' | 'totalMs' | 'fetchedBytes'> {
   readonly image: string;
@@ -26,20 +30,8 @@ interface Measured extends Pick<ColdStart, 'pullMs' | 'readyMs' | 'totalMs' | 'f
   readonly round: number;
 }
 
-export async function run(
-  args: readonly string[],
-  signal: AbortSignal = new AbortController().signal,
-): Promise<unknown> {
-  const { values } = parseArgs({
-    args: [...args],
-    options: {
-      images: { type: 'string', default: 'perl,python' },
-      format: { type: 'string', default: 'gzip-indexed' },
-      rounds: { type: 'string', default: '5' },
-    },
-  });
-  const format = LAZY_FORMATS.find((one) => one === values.format);
-  if (format === undefined) throw new Error(`--format: ${values.format} is none of ${LAZY_FORMATS.join(', ')}`);
+export async function run(values: BenchValues<typeof options>, signal: AbortSignal): Promise<unknown> {
+  const format = lazyFormat(values.format);
   await using folder = await TempFolder.create('ab');
   await using registry = await TestRegistry.start({ folder: folder.path }, signal);
   await using nats = await TestNats.start(folder.join('nats'), signal);
@@ -62,9 +54,7 @@ export async function run(
       KINDLING_SUBSCRIBE: 'none',
     },
   };
-  const plain = await writeAwkwardImage(folder.join('warm-up'), 'gzip-6', signal);
-  const warmUp = { plain: await registry.push(plain, 'warm-up', 'original', signal), lazy: '' };
-  warmUp.lazy = await lazyImage('warm-up', 'estargz', registry, signal);
+  const warmUp = await pushWarmUp(registry, folder, signal);
   const measured: Measured[] = [];
   for (const image of values.images.split(',')) {
     await registry.push(await testImage(image, signal), image, 'original', signal);

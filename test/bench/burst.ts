@@ -1,17 +1,25 @@
 import { readFile } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
-import { parseArgs } from 'node:util';
 import { sharedLayer, type StoredLayer } from '#test/cluster/shared-layer.ts';
 import type { LayerPart, StartupSpan } from '#test/cluster/sharing-node.ts';
 import { TestCluster, type ClusterNode, type Fetched } from '#test/cluster/test-cluster.ts';
 import { TestRegistry } from '#test/harness/registry.ts';
 import { TempFolder } from '#test/harness/temp-folder.ts';
-import { LAZY_FORMATS } from './lazy-image.ts';
+import type { BenchValues } from './bench.ts';
+import { lazyFormat } from './lazy-image.ts';
 import { recordStartup, type StartupPart } from './startup-set.ts';
 import { mebibytes, median, printTable } from './table.ts';
 
 export const title =
   'nodes with shaped links of their own start the same image at the same moment: with peers, and each from the registry';
+export const options = {
+  nodes: { type: 'string', default: '8' },
+  mbit: { type: 'string', default: '200' },
+  image: { type: 'string', default: 'python' },
+  second: { type: 'string', default: 'perl' },
+  format: { type: 'string', default: 'gzip-indexed' },
+  mib: { type: 'string' },
+} as const;
 
 interface Run {
   readonly how: string;
@@ -58,23 +66,11 @@ const LATE_NODES = 2;
  * one real start of this run. `--second perl`: which shares its base, started after it by two more nodes. `--mib 32`: instead, a layer of so many MiB that nothing
  * compresses.
  */
-export async function run(args: readonly string[], signal = new AbortController().signal): Promise<unknown> {
-  const { values } = parseArgs({
-    args: [...args],
-    options: {
-      nodes: { type: 'string', default: '8' },
-      mbit: { type: 'string', default: '200' },
-      image: { type: 'string', default: 'python' },
-      second: { type: 'string', default: 'perl' },
-      format: { type: 'string', default: 'gzip-indexed' },
-      mib: { type: 'string' },
-    },
-  });
+export async function run(values: BenchValues<typeof options>, signal: AbortSignal): Promise<unknown> {
   if (process.getuid?.() !== 0) throw new Error('Cannot make network namespaces: run this as root');
   const nodes = Number(values.nodes);
   const bitsPerS = Number(values.mbit) * 1e6;
-  const format = LAZY_FORMATS.find((one) => one === values.format);
-  if (format === undefined) throw new Error(`--format: ${values.format} is none of ${LAZY_FORMATS.join(', ')}`);
+  const format = lazyFormat(values.format);
   await using folder = await TempFolder.create('bb');
   const cases: Case[] = [];
   if (values.mib === undefined) {

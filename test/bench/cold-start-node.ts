@@ -1,10 +1,13 @@
+import { writeAwkwardImage } from '#test/images/awkward.ts';
 import { runTool } from '#test/images/tool.ts';
 import type { Recipe } from '#test/images/recipe.ts';
 import { TestContainerd } from '#test/harness/containerd.ts';
 import { TestKindling, kindlingPaths } from '#test/harness/kindling.ts';
 import { dropCaches } from '#test/harness/page-cache.ts';
 import { startUntilReady } from '#test/harness/readiness.ts';
+import type { TestRegistry } from '#test/harness/registry.ts';
 import { TempFolder } from '#test/harness/temp-folder.ts';
+import { lazyImage } from './lazy-image.ts';
 
 /** What one node measured of one image, from nothing to read whole. Times in milliseconds. */
 export interface ColdStart {
@@ -32,12 +35,23 @@ export interface ColdStartCase {
   readonly chainId: string;
   /** Counts what has come from the registry so far. */
   readonly bytesDown: () => Promise<number>;
-  /** A small image that shares no layer with it, lazy and plain, by which the node's programs are made warm. */
-  readonly warmUp: { readonly lazy: string; readonly plain: string };
+  readonly warmUp: WarmUp;
   /** Also read the whole rootfs. */
   readonly readAll: boolean;
   /** Called with the rootfs mounted at a folder, to see that it is right; not for every round. */
   readonly check?: (rootfs: string) => Promise<void>;
+}
+
+/** A small image that shares no layer with what is measured, lazy and plain, by which the node's programs are made warm. */
+export interface WarmUp {
+  readonly lazy: string;
+  readonly plain: string;
+}
+
+export async function pushWarmUp(registry: TestRegistry, folder: TempFolder, signal: AbortSignal): Promise<WarmUp> {
+  const image = await writeAwkwardImage(folder.join('warm-up'), 'gzip-6', signal);
+  const plain = await registry.push(image, 'warm-up', 'original', signal);
+  return { plain, lazy: await lazyImage('warm-up', 'estargz', registry, signal) };
 }
 
 /** A new containerd with overlayfs: pulls the image whole, as without Kindling. */

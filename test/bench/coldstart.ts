@@ -5,7 +5,6 @@
  *   npm run bench -- coldstart [--images python,node] [--formats optimized,estargz,zstd-chunked,gzip] [--rounds 3]
  *     [--networks none,1gbit-2ms,100mbit-20ms] [--no-read] [--json FILE]
  */
-import { parseArgs } from 'node:util';
 import { chainIds } from '#test/harness/chain-id.ts';
 import { differences, walkTree } from '#test/harness/compare-trees.ts';
 import { LinkProcess } from '#test/harness/link-process.ts';
@@ -13,15 +12,28 @@ import { TestRegistry } from '#test/harness/registry.ts';
 import type { Shape } from '#test/harness/shaped-proxy.ts';
 import { TempFolder } from '#test/harness/temp-folder.ts';
 import type { TreeEntry } from '#test/harness/walk-tree.ts';
-import { writeAwkwardImage } from '#test/images/awkward.ts';
 import { testImage } from '#test/images/image-cache.ts';
 import { MANIFEST_TYPE, type Manifest } from '#test/images/oci-layout.ts';
 import { RECIPES, recipeOf, type Recipe } from '#test/images/recipe.ts';
-import { measureKindling, measureOverlayfs, type ColdStart, type ColdStartCase } from './cold-start-node.ts';
-import { lazyImage, type LazyFormat, LAZY_FORMATS } from './lazy-image.ts';
+import type { BenchValues } from './bench.ts';
+import {
+  measureKindling,
+  measureOverlayfs,
+  type ColdStart,
+  type ColdStartCase,
+  pushWarmUp,
+} from './cold-start-node.ts';
+import { lazyFormat, lazyImage, type LazyFormat } from './lazy-image.ts';
 import { mebibytes, median, printTable, spreadSeconds } from './table.ts';
 
 export const title = 'pull and start of every test image, overlayfs against Kindling';
+export const options = {
+  images: { type: 'string', default: RECIPES.map((recipe) => recipe.name).join(',') },
+  formats: { type: 'string', default: 'optimized,estargz' },
+  networks: { type: 'string', default: 'none' },
+  rounds: { type: 'string', default: '3' },
+  'no-read': { type: 'boolean', default: false },
+} as const;
 
 const NETWORKS: Readonly<Record<string, Shape>> = {
   none: {},
@@ -38,24 +50,19 @@ interface Measured extends ColdStart {
   readonly imageBytes: number;
 }
 
-export async function run(
-  args: readonly string[],
-  signal: AbortSignal = new AbortController().signal,
-): Promise<unknown> {
-  const options = parse(args);
+export async function run(values: BenchValues<typeof options>, signal: AbortSignal): Promise<unknown> {
+  const chosen = parse(values);
   await using folder = await TempFolder.create('cb');
   await using registry = await TestRegistry.start({ folder: folder.path }, signal);
   const measured: Measured[] = [];
-  const plain = await writeAwkwardImage(folder.join('warm-up'), 'gzip-6', signal);
-  const warmUp = { plain: await registry.push(plain, 'warm-up', 'original', signal), lazy: '' };
-  warmUp.lazy = await lazyImage('warm-up', 'estargz', registry, signal);
-  for (const recipe of options.recipes) {
+  const warmUp = await pushWarmUp(registry, folder, signal);
+  for (const recipe of chosen.recipes) {
     console.log(`${recipe.name}: preparing`);
-    const prepared = await prepare(recipe, registry, options.configs, signal);
+    const prepared = await prepare(recipe, registry, chosen.configs, signal);
     let expected: ReadonlyMap<string, TreeEntry> | undefined;
-    for (const network of options.networks) {
-      for (let round = 0; round < options.rounds; round++) {
-        for (const config of turn(options.configs, round)) {
+    for (const network of chosen.networks) {
+      for (let round = 0; round < chosen.rounds; round++) {
+        for (const config of turn(chosen.configs, round)) {
           await using link = await LinkProcess.start(registry.port, NETWORKS[network] ?? {}, signal);
           const { repository, chainId, imageBytes } = prepared.get(config) ?? fail(config);
           const first = measured.every((m) => m.image !== recipe.name || m.config !== config);
@@ -65,7 +72,7 @@ export async function run(
             chainId,
             warmUp,
             bytesDown: async () => await link.bytesDown(),
-            readAll: options.read && network === 'none',
+            readAll: chosen.read && network === 'none',
             ...(first
               ? {
                   check: async (rootfs: string) => {
@@ -94,7 +101,7 @@ export async function run(
       }
     }
   }
-  report(measured, options.networks);
+  report(measured, chosen.networks);
   return { measured };
 }
 
@@ -201,22 +208,8 @@ function report(measured: readonly Measured[], networks: readonly string[]): voi
   }
 }
 
-function parse(args: readonly string[]) {
-  const { values } = parseArgs({
-    args: [...args],
-    options: {
-      images: { type: 'string', default: RECIPES.map((recipe) => recipe.name).join(',') },
-      formats: { type: 'string', default: 'optimized,estargz' },
-      networks: { type: 'string', default: 'none' },
-      rounds: { type: 'string', default: '3' },
-      'no-read': { type: 'boolean', default: false },
-    },
-  });
-  const formats = values.formats.split(',').map((name) => {
-    const format = LAZY_FORMATS.find((each) => each === name);
-    if (format === undefined) throw new Error(`--formats: ${name} is none of ${LAZY_FORMATS.join(', ')}`);
-    return format;
-  });
+function parse(values: BenchValues<typeof options>) {
+  const formats = values.formats.split(',').map(lazyFormat);
   const networks = values.networks.split(',');
   for (const name of networks) {
     if (NETWORKS[name] === undefined)

@@ -1,24 +1,21 @@
-import { parseArgs } from 'node:util';
 import { HINDRANCES, KILLS, playOut, UNDISTURBED, type Outcome } from '#test/cluster/fault-scenarios.ts';
 import { sharedLayer } from '#test/cluster/shared-layer.ts';
 import { TestCluster } from '#test/cluster/test-cluster.ts';
+import type { BenchValues } from './bench.ts';
 import { printTable } from './table.ts';
 
 export const title =
   'a burst of starts during which nodes, links, Redis, NATS or peers fail: how late, and what the registry gives';
+export const options = {
+  nodes: { type: 'string', default: '8' },
+  mbit: { type: 'string', default: '100' },
+  mib: { type: 'string', default: '16' },
+} as const;
 
 const FILE_BYTES = 512 * 1024;
 
 /** `--nodes 8 --mbit 100 --mib 16`: of each link, both ways, the registry's alike; size of the layer that all nodes start with. */
-export async function run(args: readonly string[], signal = new AbortController().signal): Promise<unknown> {
-  const { values } = parseArgs({
-    args: [...args],
-    options: {
-      nodes: { type: 'string', default: '8' },
-      mbit: { type: 'string', default: '100' },
-      mib: { type: 'string', default: '16' },
-    },
-  });
+export async function run(values: BenchValues<typeof options>, signal: AbortSignal): Promise<unknown> {
   if (process.getuid?.() !== 0) throw new Error('Cannot make network namespaces: run this as root');
   const nodes = Number(values.nodes);
   const link = { bitsPerS: Number(values.mbit) * 1e6 };

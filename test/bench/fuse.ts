@@ -3,9 +3,11 @@ import { mkdir, mkdtemp, open, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
+import type { BenchValues } from './bench.ts';
 import { median, printTable } from './table.ts';
 
-export const title = 'Cost of a FUSE call and throughput: our own transport against fuse-native, in turn';
+export const title = 'cost of a FUSE call and throughput: our own transport against fuse-native, in turn';
+export const options = { rounds: { type: 'string', default: '5' } } as const;
 
 const execute = promisify(execFile);
 const FILE_BYTES = 256 * 1024 * 1024;
@@ -24,9 +26,8 @@ interface Server {
   readonly cpuMs: Record<(typeof KINDS)[number], number[]>;
 }
 
-/** Options: number of rounds, 5 by default. */
-export async function run(args: readonly string[], signal?: AbortSignal): Promise<unknown> {
-  const rounds = Number(args[0] ?? 5);
+export async function run(values: BenchValues<typeof options>, signal: AbortSignal): Promise<unknown> {
+  const rounds = Number(values.rounds);
   const folder = await mkdtemp(join(tmpdir(), 'kindling-bench-fuse-'));
   const servers: Server[] = [];
   try {
@@ -36,7 +37,7 @@ export async function run(args: readonly string[], signal?: AbortSignal): Promis
     for (let round = 0; round <= rounds; round++) {
       for (const kind of KINDS) {
         for (const server of round % 2 === 0 ? servers : servers.toReversed()) {
-          signal?.throwIfAborted();
+          signal.throwIfAborted();
           const [ms, cpuMs] = await measure(kind, server);
           // The first round warms both up.
           if (round === 0) continue;

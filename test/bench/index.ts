@@ -3,13 +3,22 @@ import { execFile } from 'node:child_process';
 import { mkdtemp, rm, stat } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
-import { parseArgs, promisify } from 'node:util';
+import { promisify } from 'node:util';
+import type { BenchValues } from './bench.ts';
 import { measureConversions } from './index-conversions.ts';
 import type { IndexRun } from './index-child.ts';
 import { mebibytes, median, printTable, spreadSeconds } from './table.ts';
 
 export const title =
-  'Indexing a layer in one pass, and converting an image: speed, in turn with `gzip -dc` and `ctr-remote`; memory; size of the index';
+  'indexing a layer in one pass, and converting an image: speed, in turn with `gzip -dc` and `ctr-remote`; memory; size of the index';
+export const options = {
+  rounds: { type: 'string', default: '5' },
+  megabytes: { type: 'string', default: '300' },
+  only: { type: 'string' },
+  file: { type: 'string' },
+  image: { type: 'string', default: 'perl' },
+  large: { type: 'string' },
+} as const;
 
 const execute = promisify(execFile);
 
@@ -42,43 +51,31 @@ interface Measured {
  * (perl): the test image that is converted as well, `none` for none. `--large N`: also a
  * layer whose tar has so many megabytes, once; 5000 make a layer of some 2 GB.
  */
-export async function run(args: readonly string[], signal?: AbortSignal): Promise<unknown> {
-  const { values } = parseArgs({
-    args: [...args],
-    options: {
-      rounds: { type: 'string', default: '5' },
-      megabytes: { type: 'string', default: '300' },
-      only: { type: 'string' },
-      file: { type: 'string' },
-      image: { type: 'string', default: 'perl' },
-      large: { type: 'string' },
-    },
-  });
-  const stop = signal ?? new AbortController().signal;
+export async function run(values: BenchValues<typeof options>, signal: AbortSignal): Promise<unknown> {
   const folder = await mkdtemp(join(tmpdir(), 'kindling-bench-index-'));
   try {
     const measured: Measured[] = [];
     const only = values.only?.split(',');
     if (values.file !== undefined) {
-      measured.push(await measure(values.file, resolve(values.file), 'gzip -dc', Number(values.rounds), stop));
+      measured.push(await measure(values.file, resolve(values.file), 'gzip -dc', Number(values.rounds), signal));
     } else {
       const tar = join(folder, 'tar');
-      await packTar(tar, Number(values.megabytes) * 1_000_000, stop);
+      await packTar(tar, Number(values.megabytes) * 1_000_000, signal);
       for (const [name, { pack, unpack }] of Object.entries(COMPRESSIONS)) {
         if (only !== undefined && !only.includes(name)) continue;
         const blob = join(folder, 'blob');
-        await shell(`${pack} < '${tar}' > '${blob}'`, stop);
-        measured.push(await measure(name, blob, unpack, Number(values.rounds), stop));
+        await shell(`${pack} < '${tar}' > '${blob}'`, signal);
+        measured.push(await measure(name, blob, unpack, Number(values.rounds), signal));
       }
     }
     if (values.large !== undefined) {
       const blob = join(folder, 'blob');
-      await packTar(`${blob}.list`, Number(values.large) * 1_000_000, stop, `pigz -1 -p 2 > '${blob}'`);
-      measured.push(await measure('pigz -1, large', blob, 'gzip -dc', 1, stop));
+      await packTar(`${blob}.list`, Number(values.large) * 1_000_000, signal, `pigz -1 -p 2 > '${blob}'`);
+      measured.push(await measure('pigz -1, large', blob, 'gzip -dc', 1, signal));
     }
     report(measured);
     const isConverted = values.image !== 'none' && values.file === undefined;
-    const conversions = isConverted ? await measureConversions(values.image, Number(values.rounds), stop) : [];
+    const conversions = isConverted ? await measureConversions(values.image, Number(values.rounds), signal) : [];
     return { layers: measured.map((each) => ({ ...each, ...figures(each) })), conversions };
   } finally {
     await rm(folder, { recursive: true, force: true });

@@ -3,7 +3,7 @@ import { testImage } from '#test/images/image-cache.ts';
 import { convertByUs, indexBeside } from '#test/images/image-forms.ts';
 
 /** Forms in which Kindling starts an image; each is pushed under a tag of this name. */
-export const LAZY_FORMATS = [
+const LAZY_FORMATS = [
   /** eStargz with priorities, by `ctr-remote image optimize`. */
   'optimized',
   /** eStargz without priorities, by us. */
@@ -19,6 +19,13 @@ export const LAZY_FORMATS = [
   'zstd-indexed',
 ] as const;
 export type LazyFormat = (typeof LAZY_FORMATS)[number];
+
+/** @throws Error that lists what there is */
+export function lazyFormat(name: string): LazyFormat {
+  const format = LAZY_FORMATS.find((each) => each === name);
+  if (format === undefined) throw new Error(`${name} is none of the formats ${LAZY_FORMATS.join(', ')}`);
+  return format;
+}
 
 /** Pushes the test image `name`, whose original must be there as `name:original`, in the form `format`. */
 export async function lazyImage(

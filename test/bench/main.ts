@@ -6,44 +6,31 @@ import { execFileSync } from 'node:child_process';
 import { readFile, readdir, writeFile } from 'node:fs/promises';
 import { availableParallelism, cpus, release, totalmem } from 'node:os';
 import { resolve } from 'node:path';
-
-/** What every bench module exports. It throws when a result is wrong: a time of wrong bytes is no result. */
-export interface Bench {
-  /** One line for the list of benches. */
-  readonly title?: string;
-  /** @returns what goes into the JSON under `result` */
-  run(args: readonly string[], signal?: AbortSignal): Promise<unknown>;
-}
+import { parseArgs } from 'node:util';
+import type { Bench, BenchOptions, BenchValues } from './bench.ts';
 
 /** Modules in this folder that are parts of benches. */
-const NOT_BENCHES = new Set(['main', 'table']);
+const NOT_BENCHES = new Set(['main', 'bench', 'table']);
 
 process.chdir(resolve(import.meta.dirname, '../..'));
-const interrupted = new AbortController();
-const args = process.argv.slice(2);
-const at = args.indexOf('--json');
-const json = at < 0 ? undefined : args.splice(at, 2)[1];
-const name = args.shift();
-const files = await readdir(import.meta.dirname);
-const benches = files
-  .filter((file) => file.endsWith('.ts') && !file.endsWith('.test.ts'))
+const [name, ...args] = process.argv.slice(2);
+const benches = (await readdir(import.meta.dirname))
+  .filter((file) => file.endsWith('.ts'))
   .map((file) => file.slice(0, -3))
   .filter((file) => !NOT_BENCHES.has(file) && !file.includes('-'));
-
 if (name === undefined || !benches.includes(name)) {
-  console.error(`usage: npm run bench -- NAME [--json FILE] [options]\n  benches: ${benches.join(', ')}`);
+  console.error('usage: npm run bench -- NAME [--json FILE] [options]');
+  for (const each of benches) console.error(await described(each));
   process.exit(2);
 }
-if (json === undefined && at >= 0) {
-  console.error('--json needs the name of a file');
-  process.exit(2);
-}
+const bench = await load(name);
+const { json, ...values } = parse(args, bench.options);
+const interrupted = new AbortController();
 for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => interrupted.abort());
 
 const started = new Date();
-const bench = (await import(`./${name}.ts`)) as Bench;
-const result = await bench.run(args, interrupted.signal);
-if (json !== undefined) {
+const result = await bench.run(values, interrupted.signal);
+if (typeof json === 'string') {
   const record = {
     bench: name,
     args,
@@ -65,6 +52,28 @@ if (json !== undefined) {
   };
   await writeFile(json, `${JSON.stringify(record, null, 2)}\n`);
   console.log(`\nwritten to ${json}`);
+}
+
+async function load(bench: string): Promise<Bench> {
+  return (await import(`./${bench}.ts`)) as Bench;
+}
+
+/** Its title, and its options with their defaults. */
+async function described(each: string): Promise<string> {
+  const { title, options } = await load(each);
+  const shown = Object.entries(options).map(([option, { type, default: value }]) =>
+    type === 'boolean' ? `[--${option}]` : `[--${option} ${String(value ?? '...')}]`,
+  );
+  return `\n${each}: ${title}\n  ${shown.join(' ')}`;
+}
+
+function parse(words: readonly string[], options: BenchOptions): BenchValues<BenchOptions> {
+  try {
+    return parseArgs({ args: [...words], options: { ...options, json: { type: 'string' } } }).values;
+  } catch (error) {
+    console.error(error instanceof Error ? error.message : error);
+    return process.exit(2);
+  }
 }
 
 function git(...words: readonly string[]): string {

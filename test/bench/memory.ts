@@ -5,31 +5,25 @@
  *   npm run bench -- memory [--images python,node] [--rest-seconds 45] [--json FILE]
  */
 import { setTimeout as sleep } from 'node:timers/promises';
-import { parseArgs } from 'node:util';
 import { TestNode } from '#test/harness/node.ts';
 import { TestRegistry } from '#test/harness/registry.ts';
 import { TempFolder } from '#test/harness/temp-folder.ts';
 import { startUntilReady } from '#test/harness/readiness.ts';
 import { testImage } from '#test/images/image-cache.ts';
 import { RECIPES, recipeOf } from '#test/images/recipe.ts';
+import type { BenchValues } from './bench.ts';
 import { lazyImage } from './lazy-image.ts';
 import { mebibytes, printTable } from './table.ts';
 
 export const title = 'memory of the agent and the keeper with many images mounted';
+export const options = {
+  images: { type: 'string', default: RECIPES.map(({ name }) => name).join(',') },
+  'rest-seconds': { type: 'string', default: '45' },
+} as const;
 
 const FORMATS = ['optimized', 'estargz'] as const;
 
-export async function run(
-  args: readonly string[],
-  signal: AbortSignal = new AbortController().signal,
-): Promise<unknown> {
-  const { values } = parseArgs({
-    args: [...args],
-    options: {
-      images: { type: 'string', default: RECIPES.map(({ name }) => name).join(',') },
-      'rest-seconds': { type: 'string', default: '45' },
-    },
-  });
+export async function run(values: BenchValues<typeof options>, signal: AbortSignal): Promise<unknown> {
   const names = values.images.split(',').map((name) => recipeOf(name).name);
   await using folder = await TempFolder.create('mm');
   await using registry = await TestRegistry.start({ folder: folder.path }, signal);

@@ -6,7 +6,6 @@
  *
  * Of all images and forms it takes an hour and more; the options choose a part. Ends with exit code 1 on any difference.
  */
-import { parseArgs } from 'node:util';
 import { chainIds } from '#test/harness/chain-id.ts';
 import { walkTree } from '#test/harness/compare-trees.ts';
 import { TestContainerd } from '#test/harness/containerd.ts';
@@ -19,9 +18,14 @@ import type { TreeEntry } from '#test/harness/walk-tree.ts';
 import { testImage } from '#test/images/image-cache.ts';
 import { IMAGE_FORMS, indexBeside, isAsPushed, isOurs, pushForm, type ImageForm } from '#test/images/image-forms.ts';
 import { RECIPES, recipeOf, type Recipe } from '#test/images/recipe.ts';
+import type { BenchValues } from './bench.ts';
 import { mebibytes, printTable } from './table.ts';
 
 export const title = 'every test image in every form: is its rootfs right, and how much of it does a start fetch';
+export const options = {
+  images: { type: 'string', default: RECIPES.map(({ name }) => name).join(',') },
+  forms: { type: 'string', default: IMAGE_FORMS.join(',') },
+} as const;
 
 interface Row extends Partial<Omit<CheckedRootfs, 'layers' | 'reference'>> {
   readonly image: string;
@@ -34,11 +38,8 @@ interface Row extends Partial<Omit<CheckedRootfs, 'layers' | 'reference'>> {
   readonly seconds: number;
 }
 
-export async function run(
-  args: readonly string[],
-  signal: AbortSignal = new AbortController().signal,
-): Promise<unknown> {
-  const { images, forms } = parse(args);
+export async function run(values: BenchValues<typeof options>, signal: AbortSignal): Promise<unknown> {
+  const { images, forms } = parse(values);
   const rows: Row[] = [];
   for (const recipe of images) {
     await using folder = await TempFolder.create('rb');
@@ -141,14 +142,10 @@ function shown(row: Row): string[] {
   ];
 }
 
-function parse(args: readonly string[]): { readonly images: readonly Recipe[]; readonly forms: readonly ImageForm[] } {
-  const { values } = parseArgs({
-    args: [...args],
-    options: {
-      images: { type: 'string', default: RECIPES.map(({ name }) => name).join(',') },
-      forms: { type: 'string', default: IMAGE_FORMS.join(',') },
-    },
-  });
+function parse(values: BenchValues<typeof options>): {
+  readonly images: readonly Recipe[];
+  readonly forms: readonly ImageForm[];
+} {
   const forms = values.forms.split(',').map((name) => {
     const form = IMAGE_FORMS.find((each) => each === name);
     if (form === undefined) throw new Error(`--forms: ${name} is none of ${IMAGE_FORMS.join(', ')}`);

@@ -1,7 +1,10 @@
 import { simulateSwarm, type SwarmResult } from '#test/sim/swarm.ts';
+import type { BenchValues } from './bench.ts';
 import { printTable } from './table.ts';
 
 export const title = 'bursts of starts on up to 10,000 simulated nodes, by the code that nodes and distributor run';
+/** `nodes`: numbers of them, separated by commas. */
+export const options = { nodes: { type: 'string', default: '1,8,100,1000,2500,10000' } } as const;
 
 /** FaaSNet's case: an image of 428 MB of which 16 % is read, links of 1 Gbit/s. */
 const IMAGE_BYTES = 428e6;
@@ -9,11 +12,9 @@ const READ = 0.16;
 const BYTES_PER_S = 125e6;
 const SPAN_BYTES = 512 * 1024;
 
-/** `args`: numbers of nodes. */
-export function run(args: readonly string[]): Promise<unknown> {
-  const counts = args.length > 0 ? args.map(Number) : [1, 8, 100, 1_000, 2_500, 10_000];
+export function run(values: BenchValues<typeof options>): Promise<unknown> {
   const results: SwarmResult[] = [];
-  for (const nodes of counts) {
+  for (const nodes of values.nodes.split(',').map(Number)) {
     const started = performance.now();
     const result = simulateSwarm({ nodes, bytes: IMAGE_BYTES * READ, spanBytes: SPAN_BYTES, bytesPerS: BYTES_PER_S });
     if (result.registryReads !== result.spans)

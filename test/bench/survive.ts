@@ -4,7 +4,6 @@
  *
  *   npm run bench -- survive [--images perl,python,node] [--kills 100] [--delay-ms 5] [--json FILE]
  */
-import { parseArgs } from 'node:util';
 import { pushChurnImage } from '#test/harness/churn-image.ts';
 import { LinkProcess } from '#test/harness/link-process.ts';
 import { TestNode } from '#test/harness/node.ts';
@@ -12,22 +11,17 @@ import { TestRegistry } from '#test/harness/registry.ts';
 import { soak, SOAK_SETTINGS, type SoakOptions } from '#test/harness/soak.ts';
 import { TempFolder } from '#test/harness/temp-folder.ts';
 import { testImage } from '#test/images/image-cache.ts';
+import type { BenchValues } from './bench.ts';
 import { mebibytes, printTable } from './table.ts';
 
 export const title = 'containers that read at random while the agent is killed again and again';
+export const options = {
+  images: { type: 'string', default: 'perl,python,node' },
+  kills: { type: 'string', default: '100' },
+  'delay-ms': { type: 'string', default: '5' },
+} as const;
 
-export async function run(
-  args: readonly string[],
-  signal: AbortSignal = new AbortController().signal,
-): Promise<unknown> {
-  const { values } = parseArgs({
-    args: [...args],
-    options: {
-      images: { type: 'string', default: 'perl,python,node' },
-      kills: { type: 'string', default: '100' },
-      'delay-ms': { type: 'string', default: '5' },
-    },
-  });
+export async function run(values: BenchValues<typeof options>, signal: AbortSignal): Promise<unknown> {
   await using folder = await TempFolder.create('sb');
   await using registry = await TestRegistry.start({ folder: folder.path }, signal);
   await using link = await LinkProcess.start(registry.port, { delayMs: Number(values['delay-ms']) }, signal);

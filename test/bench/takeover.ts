@@ -9,16 +9,20 @@ import { readFile } from 'node:fs/promises';
 import { createInterface } from 'node:readline';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { parseArgs } from 'node:util';
 import { TestNode } from '#test/harness/node.ts';
 import { TestRegistry } from '#test/harness/registry.ts';
 import { TempFolder } from '#test/harness/temp-folder.ts';
 import { testImage } from '#test/images/image-cache.ts';
 import { recipeOf } from '#test/images/recipe.ts';
+import type { BenchValues } from './bench.ts';
 import { lazyImage } from './lazy-image.ts';
 import { printTable } from './table.ts';
 
 export const title = 'readers while an agent that was killed is followed by the next one';
+export const options = {
+  images: { type: 'string', default: 'perl,ruby,php,nginx' },
+  kills: { type: 'string', default: '20' },
+} as const;
 
 const FORMATS = ['optimized', 'estargz', 'zstd-chunked'] as const;
 /** Larger than most spans: nearly each place that is read is a fetch of its own. */
@@ -46,17 +50,7 @@ interface TakeOver {
   readonly readyMs: number;
 }
 
-export async function run(
-  args: readonly string[],
-  signal: AbortSignal = new AbortController().signal,
-): Promise<unknown> {
-  const { values } = parseArgs({
-    args: [...args],
-    options: {
-      images: { type: 'string', default: 'perl,ruby,php,nginx' },
-      kills: { type: 'string', default: '20' },
-    },
-  });
+export async function run(values: BenchValues<typeof options>, signal: AbortSignal): Promise<unknown> {
   await using folder = await TempFolder.create('tk');
   await using registry = await TestRegistry.start({ folder: folder.path }, signal);
   // Without completion in the background, what is missing stays so.
