@@ -67,7 +67,7 @@ if [ -z "$root" ]; then
   grep -qw overlay /proc/filesystems || refuse "this kernel ($(uname -r)) has no overlayfs"
   [ -e /dev/fuse ] || refuse "there is no /dev/fuse (CONFIG_FUSE_FS)"
   if [ "$start" = yes ]; then
-    command -v systemctl >/dev/null 2>&1 || refuse "there is no systemd; use --no-start and run: kindling up"
+    [ -d /run/systemd/system ] || refuse "systemd does not run here; use --no-start and run: kindling up"
   fi
 fi
 if [ -e "$config" ]; then

@@ -1,5 +1,6 @@
 import { flushCompileCache } from 'node:module';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { loadZod } from '#shared/config/load-zod.ts';
 import type { Settings } from '#shared/config/settings.ts';
 import { dataFolderOf } from './data-folder.ts';
 import type { EmbeddedServices } from './embedded-services.ts';
@@ -32,7 +33,7 @@ export async function agentMain(loadEmbedded?: () => Promise<EmbeddedSetup>): Pr
   process.on('SIGHUP', () => {});
   // An ordinary exit may wait for ever for the reads on /dev/fuse that sit in libuv's pool.
   process.on('uncaughtException', (error) => {
-    process.stderr.write(`Unexpected: ${error.stack ?? error.message}\n`);
+    sayLast('Unexpected', error);
     process.kill(process.pid, 'SIGKILL');
   });
   link?.lost.addEventListener('abort', () => stop.abort(link.lost.reason));
@@ -40,6 +41,7 @@ export async function agentMain(loadEmbedded?: () => Promise<EmbeddedSetup>): Pr
   let first: FirstReads | undefined;
   try {
     if (link?.turn === 'next') first = await serveFirst(link, stop.signal);
+    await loadZod();
     if (first !== undefined) await loadInParts();
     const { prepareAgent } = await import('./agent-start.ts');
     const run = await prepareAgent(await loadEmbedded?.());
@@ -56,7 +58,7 @@ export async function agentMain(loadEmbedded?: () => Promise<EmbeddedSetup>): Pr
     await link?.leave();
   } catch (error) {
     const isSettings = error instanceof Error && error.name === 'SettingsError';
-    process.stderr.write(`${isSettings ? error.message : String(error instanceof Error ? error.stack : error)}\n`);
+    sayLast(isSettings ? '' : 'The agent cannot go on', error);
     if (first !== undefined) process.kill(process.pid, 'SIGKILL');
     if (isSettings) process.exit(EXIT_CONFIG);
     if (link === undefined) process.exit(1);
@@ -65,8 +67,22 @@ export async function agentMain(loadEmbedded?: () => Promise<EmbeddedSetup>): Pr
   }
 }
 
+/** A line as the logger's, which may not be loaded; the process is killed next, so it is written at once. */
+function sayLast(what: string, error: unknown): void {
+  const [message, stack] = error instanceof Error ? [error.message, error.stack] : [String(error), undefined];
+  const line = {
+    level: 60,
+    time: new Date().toISOString(),
+    service: 'snapshotter',
+    pid: process.pid,
+    ...(what === '' ? { msg: message } : { stack, msg: `${what}: ${message}` }),
+  };
+  process.stderr.write(`${JSON.stringify(line)}\n`);
+}
+
 /** For a process of its own: node's compiler of TypeScript, once loaded, stays, with some 15 MiB. */
 async function compileModules(loadEmbedded: (() => Promise<EmbeddedSetup>) | undefined): Promise<void> {
+  await loadZod();
   await import('./agent-start.ts');
   await import('./node-services.ts');
   await loadEmbedded?.();

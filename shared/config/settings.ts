@@ -22,6 +22,7 @@ export class SettingsError extends Error {
   readonly code = 'invalid';
 }
 
+const PREFIX = 'KINDLING_';
 /** Variables with our prefix that are not settings: set by a parent process of ours or by the service manager. */
 const NOT_OURS = new Set([
   'KINDLING_FUSE_FD',
@@ -57,9 +58,10 @@ export function loadSettings<T extends Settings>(
   }
   const known = [...Object.values(settings), ...Object.values(alsoKnown)].map((setting) => setting.env);
   for (const name of Object.keys(env)) {
-    if (!name.startsWith('KINDLING_') || NOT_OURS.has(name) || known.includes(name)) continue;
+    if (!name.startsWith(PREFIX) || NOT_OURS.has(name) || known.includes(name)) continue;
     const near = known.toSorted((a, b) => distance(a, name) - distance(b, name))[0];
-    problems.push(`${name} is not a setting of this service${near ? `; did you mean ${near}?` : ''}`);
+    const isNear = near !== undefined && distance(near, name) <= Math.max(2, (name.length - PREFIX.length) / 3);
+    problems.push(`${name} is not a setting of this service${isNear ? `; did you mean ${near}?` : ''}`);
   }
   if (problems.length > 0) throw new SettingsError(`Cannot start: ${problems.join('\n  ')}`);
   return values as Values<T>;
@@ -105,7 +107,10 @@ export interface Address {
   readonly port: number;
 }
 
-const addressText = z.string().regex(/^([^\s:]*|\[[0-9a-f:]+\]):\d{1,5}$/i, 'host:port');
+const addressText = z
+  .string()
+  .regex(/^([^\s:]*|\[[0-9a-f:]+\]):\d{1,5}$/i, 'host:port')
+  .refine((text) => Number(text.slice(text.lastIndexOf(':') + 1)) <= 65_535, 'host:port, with a port up to 65535');
 /** `host:port` or `[IPv6]:port`; `:port` means `defaultHost`. */
 export const address = (defaultHost: string) => addressText.transform((text) => toAddress(text, defaultHost));
 /** The same, or nothing for none. */

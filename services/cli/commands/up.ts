@@ -10,8 +10,10 @@ import {
 } from '#services/snapshotter/keeper/keeper-arguments.ts';
 import { SETTINGS } from '#services/snapshotter/config.ts';
 import { fuseDirOf } from '#services/snapshotter/data-folder.ts';
+import { loadPeerTls } from '#services/snapshotter/peers/peer-settings.ts';
 import { loadSettings } from '#shared/config/settings.ts';
 import { EMBEDDED, EMBEDDED_SETTINGS, takesEvents } from '../embedded-services.ts';
+import { checkStart } from '../start-check.ts';
 
 interface Flags {
   readonly dataDir?: string;
@@ -41,7 +43,7 @@ export function command(): Command {
       CODE,
     )
     .option('--standby', 'keep a second agent loaded that takes over at once')
-    .action((flags: Flags) => {
+    .action(async (flags: Flags) => {
       const env = {
         ...process.env,
         ...(flags.dataDir === undefined ? {} : { [SETTINGS.dataDir.env]: flags.dataDir }),
@@ -52,6 +54,8 @@ export function command(): Command {
       const events = takesEvents(env);
       const values = loadSettings(SETTINGS, env, events ? EMBEDDED_SETTINGS : {});
       if (events) EMBEDDED.configure(env, values.dataDir);
+      await loadPeerTls(values);
+      await checkStart(values);
       const script = events ? 'services/cli/embedded.ts' : 'services/snapshotter/main.ts';
       const args = keeperCommand({
         mount: fuseDirOf(values.dataDir),

@@ -35,6 +35,10 @@ async function keep(options: KeeperOptions, log: LogRelay): Promise<number> {
     log.say('error', `Another keeper holds ${options.mount}: stop it first`);
     return 1;
   }
+  if (options.socket !== undefined && !(await lock(options.socket))) {
+    log.say('error', `Another keeper holds ${options.socket}: stop it first, or set another socket (KINDLING_SOCKET)`);
+    return 1;
+  }
   const stale = await clearStale(options.mount);
   if (stale.mounts + stale.agents > 0) log.say('warn', 'Cleared what an earlier keeper left', stale);
   const transport = await chooseTransport(options.transport);
@@ -222,11 +226,11 @@ async function keep(options: KeeperOptions, log: LogRelay): Promise<number> {
 }
 
 /** An abstract socket: the kernel gives it up with the process, whatever ends it. */
-async function lock(folder: string): Promise<boolean> {
+async function lock(path: string): Promise<boolean> {
   return await new Promise<boolean>((resolve) => {
     const server = createServer((socket) => socket.destroy());
     server.once('error', () => resolve(false));
-    server.listen({ path: `\0kindling-keeper:${folder}` }, () => resolve(true));
+    server.listen({ path: `\0kindling-keeper:${path}` }, () => resolve(true));
     server.unref();
   });
 }

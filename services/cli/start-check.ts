@@ -1,0 +1,56 @@
+import { access, constants, mkdir } from 'node:fs/promises';
+import { dirname } from 'node:path';
+import type { AgentValues } from '#services/snapshotter/config.ts';
+
+const FUSE_DEVICE = '/dev/fuse';
+
+/** This machine, as it is, cannot run a node. */
+export class StartError extends Error {
+  override readonly name = 'StartError';
+  readonly code = 'not-ready';
+}
+
+/**
+ * What would keep a node from starting, found before the keeper holds anything: it would try again and again.
+ *
+ * @throws StartError that says what to do
+ */
+export async function checkStart(
+  values: Pick<AgentValues, 'dataDir' | 'socket' | 'controlSocket'>,
+  fuseDevice = FUSE_DEVICE,
+): Promise<void> {
+  if (process.geteuid?.() !== 0) throw new StartError('Cannot start: a node mounts file systems; run this as root');
+  try {
+    await access(fuseDevice);
+  } catch (cause) {
+    throw new StartError(`Cannot start: there is no ${fuseDevice}; load its module (modprobe fuse)`, { cause });
+  }
+  await writable(values.dataDir, 'KINDLING_DATA_DIR');
+  await writable(dirname(values.socket), 'KINDLING_SOCKET');
+  await writable(dirname(values.controlSocket), 'KINDLING_CONTROL_SOCKET');
+}
+
+async function writable(folder: string, setting: string): Promise<void> {
+  try {
+    await makeFolder(folder);
+    // With the dot a file in its place is refused.
+    await access(`${folder}/.`, constants.W_OK);
+  } catch (cause) {
+    const why = cause instanceof Error ? cause.message : String(cause);
+    throw new StartError(`Cannot start: ${setting} needs ${folder} as a folder that can be written: ${why}`, { cause });
+  }
+}
+
+/** One after the other: node's own `recursive` never comes back from file systems that answer ENOENT, as /proc does. */
+async function makeFolder(folder: string): Promise<void> {
+  const parts = folder.split('/').filter((part) => part !== '');
+  for (let count = 1; count <= parts.length; count++) {
+    try {
+      await mkdir(`/${parts.slice(0, count).join('/')}`);
+    } catch (error) {
+      const code = error instanceof Error && 'code' in error ? error.code : '';
+      // EROFS comes before EEXIST where both are true; what is not there is said by the access that follows.
+      if (code !== 'EEXIST' && code !== 'EROFS') throw error;
+    }
+  }
+}
