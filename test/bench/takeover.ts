@@ -4,12 +4,11 @@
  *
  *   npm run bench -- takeover [--images perl,ruby,php,nginx] [--kills 20] [--json FILE]
  */
-import { spawn } from 'node:child_process';
 import { readFile } from 'node:fs/promises';
-import { createInterface } from 'node:readline';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { TestNode } from '#test/harness/node.ts';
+import { ReadingProcess } from '#test/harness/reading-process.ts';
 import { TestRegistry } from '#test/harness/registry.ts';
 import { TempFolder } from '#test/harness/temp-folder.ts';
 import { testImage } from '#test/images/image-cache.ts';
@@ -73,11 +72,11 @@ export async function run(values: BenchValues<typeof options>, signal: AbortSign
       ]),
     ),
   );
-  await using hereReader = startReader(
+  await using hereReader = new LongReads(
     'here',
     images.map(({ path }): [string, number] => [path, 0]),
   );
-  await using missingReader = startReader('missing', missing);
+  await using missingReader = new LongReads('missing', missing);
   await sleep(SETTLE_MS, undefined, { signal });
 
   const takeOvers: TakeOver[] = [];
@@ -126,33 +125,31 @@ export async function run(values: BenchValues<typeof options>, signal: AbortSign
   return { layers: layers.length, takeOvers };
 }
 
-interface Reader extends AsyncDisposable {
-  /** Long reads since the last call. */
-  take(): readonly LongRead[];
-  /** @throws Error when it has ended, which it does only at an error */
-  check(): void;
-}
+class LongReads implements AsyncDisposable {
+  readonly #process: ReadingProcess;
+  readonly #reads: LongRead[] = [];
 
-function startReader(mode: 'here' | 'missing', places: readonly (readonly [string, number])[]): Reader {
-  const script = join(import.meta.dirname, 'takeover-reader.ts');
-  const child = spawn(process.execPath, ['--disable-warning=ExperimentalWarning', script, mode], {
-    stdio: ['pipe', 'pipe', 'inherit'],
-  });
-  const ended = new Promise<void>((resolve) => child.once('exit', () => resolve()));
-  let reads: LongRead[] = [];
-  createInterface({ input: child.stdout }).on('line', (line) => reads.push(JSON.parse(line) as LongRead));
-  child.stdin.end(places.map((place) => `${JSON.stringify(place)}\n`).join(''));
-  return {
-    take: () => reads.splice(0),
-    check() {
-      if (child.exitCode !== null) throw new Error(`The reader of what is ${mode} ended`);
-    },
-    async [Symbol.asyncDispose]() {
-      child.kill('SIGKILL');
-      await ended;
-      reads = [];
-    },
-  };
+  constructor(mode: 'here' | 'missing', places: readonly (readonly [string, number])[]) {
+    this.#process = ReadingProcess.start({
+      script: '../bench/takeover-reader.ts',
+      args: [mode],
+      input: places.map((place) => `${JSON.stringify(place)}\n`).join(''),
+      onLine: (line) => this.#reads.push(JSON.parse(line) as LongRead),
+    });
+  }
+
+  /** Those since the last call. */
+  take(): readonly LongRead[] {
+    return this.#reads.splice(0);
+  }
+
+  check(): void {
+    this.#process.check();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#process[Symbol.asyncDispose]();
+  }
 }
 
 /** When a process began, in ms since the epoch, to 10 ms, and what it has used of the processor. */

@@ -1,7 +1,4 @@
-import { spawn, type ChildProcess } from 'node:child_process';
-import { createInterface } from 'node:readline';
-import { join } from 'node:path';
-import { disposeOnInterrupt } from './interrupt.ts';
+import { ReadingProcess } from './reading-process.ts';
 
 /** The machine's monotonic clock in ms: the same in every process. */
 export function monotonicMs(): number {
@@ -15,42 +12,23 @@ const MAX_READS = 1000;
 
 /** Tells how long the FUSE session did not answer: a process that reads through the agent all the time. */
 export class AnswerProbe implements AsyncDisposable {
-  readonly #child: ChildProcess;
-  readonly #forget: () => void;
+  readonly #process: ReadingProcess;
   readonly #reads: { readonly startMs: number; readonly endMs: number }[] = [];
-  #waiting: (() => void)[] = [];
-  #errors = '';
-  #ended = false;
+  readonly #waiting: (() => void)[] = [];
 
-  private constructor(child: ChildProcess) {
-    this.#child = child;
-    this.#forget = disposeOnInterrupt(this);
-    const wake = (): void => {
-      for (const go of this.#waiting.splice(0)) go();
-    };
-    if (child.stdout !== null) {
-      createInterface({ input: child.stdout }).on('line', (line) => {
+  /** `file`: a layer image in the FUSE mount that stays on the disk as long as the probe. */
+  constructor(file: string) {
+    this.#process = ReadingProcess.start({
+      script: 'answer-probe-main.ts',
+      args: [file],
+      onLine: (line) => {
         const [startMs = 0, endMs = 0] = line.split(' ').map(Number);
         this.#reads.push({ startMs, endMs });
         if (this.#reads.length > MAX_READS) this.#reads.splice(0, MAX_READS / 2);
-        wake();
-      });
-    }
-    child.stderr?.setEncoding('utf8').on('data', (text: string) => (this.#errors += text));
-    child.once('exit', () => {
-      this.#ended = true;
-      wake();
+        this.#wake();
+      },
     });
-  }
-
-  /** `file`: a layer image in the FUSE mount that stays on the disk as long as the probe. */
-  static start(file: string): AnswerProbe {
-    const main = join(import.meta.dirname, 'answer-probe-main.ts');
-    return new AnswerProbe(
-      spawn(process.execPath, ['--disable-warning=ExperimentalWarning', main, file], {
-        stdio: ['ignore', 'pipe', 'pipe'],
-      }),
-    );
+    void this.#process.ended.then(() => this.#wake());
   }
 
   /** From `diedAtMs`, when the agent was dead, to the first answer of another. @throws Error when the probe's reads fail */
@@ -67,15 +45,16 @@ export class AnswerProbe implements AsyncDisposable {
     }
   }
 
+  #wake(): void {
+    for (const go of this.#waiting.splice(0)) go();
+  }
+
+  /** @throws Error when its reads fail */
   check(): void {
-    if (this.#ended) throw new Error(`The probe ended: ${this.#errors.slice(-2_000)}`);
+    this.#process.check();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#forget();
-    if (this.#ended) return;
-    const ended = new Promise<void>((resolve) => this.#child.once('exit', () => resolve()));
-    this.#child.kill('SIGKILL');
-    await ended;
+    await this.#process[Symbol.asyncDispose]();
   }
 }

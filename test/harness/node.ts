@@ -1,7 +1,9 @@
 import { setTimeout as sleep } from 'node:timers/promises';
+import { differences, walkTree, type CompareOptions } from './compare-trees.ts';
 import { TestContainerd } from './containerd.ts';
 import { TestKindling, kindlingPaths } from './kindling.ts';
 import { TempFolder } from './temp-folder.ts';
+import type { TreeEntry } from './walk-tree.ts';
 
 /** A node as an operator has it: containerd with Kindling as its proxy snapshotter, everything of its own. */
 export class TestNode implements AsyncDisposable {
@@ -65,6 +67,17 @@ export class TestNode implements AsyncDisposable {
     await using mounted = await this.containerd.mountImage(chainId, snapshotter, target, signal);
     void mounted;
     return await use(target);
+  }
+
+  /** All entries of an image's rootfs, as `snapshotter` has it. */
+  async rootfsTree(chainId: string, snapshotter: string, signal: AbortSignal): Promise<Map<string, TreeEntry>> {
+    return await this.withRootfs(chainId, snapshotter, signal, async (rootfs) => await walkTree(rootfs, signal));
+  }
+
+  /** What differs between an image's rootfs under overlayfs, which has been pulled for it, and under Kindling. */
+  async rootfsDifferences(chainId: string, signal: AbortSignal, options: CompareOptions = {}): Promise<string[]> {
+    const expected = await this.rootfsTree(chainId, 'overlayfs', signal);
+    return differences(expected, await this.rootfsTree(chainId, 'kindling', signal), options);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

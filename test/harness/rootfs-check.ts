@@ -1,7 +1,7 @@
 import { stat } from 'node:fs/promises';
 import type { Recipe } from '#test/images/recipe.ts';
 import { runTool } from '#test/images/tool.ts';
-import { differences, walkTree, type CompareOptions } from './compare-trees.ts';
+import { differences, type CompareOptions } from './compare-trees.ts';
 import type { PulledLayer } from './kindling.ts';
 import type { LinkProcess } from './link-process.ts';
 import type { TestNode } from './node.ts';
@@ -52,7 +52,7 @@ export async function checkRootfs(
   const problems = layers
     .filter(({ state }) => state !== 'lazy')
     .map(({ layer, state, reason }) => `${layer.slice(7, 19)} is ${state}: ${reason ?? ''}`);
-  const actual = await node.withRootfs(chainId, 'kindling', signal, async (rootfs) => await walkTree(rootfs, signal));
+  const actual = await node.rootfsTree(chainId, 'kindling', signal);
   problems.push(...differences(c.expected, actual, c.compare));
   const hexes = [...new Set(layers.map(({ layer }) => layer.slice('sha256:'.length)))];
   for (const hex of hexes) {

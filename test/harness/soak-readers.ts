@@ -1,12 +1,10 @@
-import { spawn } from 'node:child_process';
 import { mkdir, writeFile } from 'node:fs/promises';
-import { createInterface } from 'node:readline';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { TOC_FILES } from './compare-trees.ts';
 import type { RunningContainer } from './containerd.ts';
-import { disposeOnInterrupt } from './interrupt.ts';
 import type { TestNode } from './node.ts';
+import { ReadingProcess } from './reading-process.ts';
 import type { TreeEntry } from './walk-tree.ts';
 
 export interface ReadImage {
@@ -95,7 +93,7 @@ export class SoakReaders implements AsyncDisposable {
     this.#containers.push(this.#owned.use(await node.containerd.start(image.reference, options, signal)));
     const rootfs = node.folder.join(`soak-${i}`);
     this.#owned.use(await node.containerd.mountImage(image.chainId, 'kindling', rootfs, signal));
-    this.#readers.push(this.#owned.use(RandomReader.start(rootfs, i + 1, lines)));
+    this.#readers.push(this.#owned.use(new RandomReader(rootfs, i + 1, lines)));
   }
 }
 
@@ -115,45 +113,27 @@ class RandomReader implements AsyncDisposable {
   reads = 0;
   bytes = 0;
   longestReadMs = 0;
-  readonly #child: ReturnType<typeof spawn>;
-  readonly #forget: () => void;
-  #errors = '';
-  #ended = false;
+  readonly #process: ReadingProcess;
 
-  private constructor(child: ReturnType<typeof spawn>) {
-    this.#child = child;
-    this.#forget = disposeOnInterrupt(this);
-  }
-
-  static start(root: string, seed: number, lines: readonly string[]): RandomReader {
-    const child = spawn(
-      process.execPath,
-      ['--disable-warning=ExperimentalWarning', join(import.meta.dirname, 'random-reader.ts'), root, String(seed)],
-      { stdio: ['pipe', 'pipe', 'pipe'] },
-    );
-    const reader = new RandomReader(child);
-    child.stdin.end(`${lines.join('\n')}\n\n`);
-    createInterface({ input: child.stdout }).on('line', (line) => {
-      const said = JSON.parse(line) as { reads: number; bytes: number; longestMs: number };
-      reader.reads = said.reads;
-      reader.bytes = said.bytes;
-      reader.longestReadMs = said.longestMs;
+  constructor(root: string, seed: number, lines: readonly string[]) {
+    this.#process = ReadingProcess.start({
+      script: 'random-reader.ts',
+      args: [root, String(seed)],
+      input: `${lines.join('\n')}\n\n`,
+      onLine: (line) => {
+        const said = JSON.parse(line) as { reads: number; bytes: number; longestMs: number };
+        this.reads = said.reads;
+        this.bytes = said.bytes;
+        this.longestReadMs = said.longestMs;
+      },
     });
-    child.stderr.setEncoding('utf8').on('data', (text: string) => (reader.#errors += text));
-    child.once('exit', () => (reader.#ended = true));
-    return reader;
   }
 
-  /** @throws Error when it has ended, which it does only at an error or a wrong byte */
   check(): void {
-    if (this.#ended) throw new Error(`The reader ended: ${this.#errors.slice(-2_000)}`);
+    this.#process.check();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#forget();
-    if (this.#ended) return;
-    const ended = new Promise<void>((resolve) => this.#child.once('exit', () => resolve()));
-    this.#child.kill('SIGKILL');
-    await ended;
+    await this.#process[Symbol.asyncDispose]();
   }
 }

@@ -6,7 +6,6 @@ import { AimedKills, type Kill } from './aimed-kills.ts';
 import { AnswerProbe } from './answer-probe.ts';
 import type { ChurnImage } from './churn-image.ts';
 import { Churn } from './churn.ts';
-import { walkTree } from './compare-trees.ts';
 import type { TestKindling } from './kindling.ts';
 import type { TestNode } from './node.ts';
 import { leaksBetween, residueOf, type Residue } from './node-residue.ts';
@@ -92,12 +91,12 @@ export async function soak(
   for (const reference of references) {
     const { chainId } = await kindling.pull(reference, signal);
     await containerd.pull(reference, 'overlayfs', signal);
-    const tree = await node.withRootfs(chainId, 'overlayfs', signal, async (rootfs) => await walkTree(rootfs, signal));
+    const tree = await node.rootfsTree(chainId, 'overlayfs', signal);
     images.push({ reference, chainId, tree });
   }
   const readers = stack.use(await SoakReaders.start(node, images, signal));
   const [layer = ''] = await readdir(join(kindling.dataDir, 'layers'));
-  const probe = stack.use(AnswerProbe.start(join(kindling.dataDir, 'fuse', `${layer}.img`)));
+  const probe = stack.use(new AnswerProbe(join(kindling.dataDir, 'fuse', `${layer}.img`)));
   const aimed = new AimedKills(kindling, probe, times);
   await killInRounds(aimed, churning, options, signal, () => {
     readers.check();

@@ -5,7 +5,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { convertImage } from '#shared/convert/convert-image.ts';
 import { parseReference } from '#shared/registry/reference.ts';
 import { RegistryClient } from '#shared/registry/registry-client.ts';
-import { differences, walkTree } from '#test/harness/compare-trees.ts';
+import { differences } from '#test/harness/compare-trees.ts';
 import { LyingRegistry } from '#test/harness/lying-registry.ts';
 import { TestNode } from '#test/harness/node.ts';
 import { TestRegistry } from '#test/harness/registry.ts';
@@ -67,14 +67,14 @@ async function rightTree(
 ): Promise<ReadonlyMap<string, TreeEntry>> {
   if (expected === undefined) {
     await node.containerd.pull(registry.reference('awkward', 'lazy'), 'overlayfs', signal);
-    expected = await node.withRootfs(chainId, 'overlayfs', signal, async (rootfs) => await walkTree(rootfs, signal));
+    expected = await node.rootfsTree(chainId, 'overlayfs', signal);
   }
   return expected;
 }
 
 async function assertRight(node: TestNode, chainId: string, signal: AbortSignal): Promise<void> {
   const right = await rightTree(node, chainId, signal);
-  const actual = await node.withRootfs(chainId, 'kindling', signal, async (rootfs) => await walkTree(rootfs, signal));
+  const actual = await node.rootfsTree(chainId, 'kindling', signal);
   assert.deepEqual(differences(right, actual, { ignoreMtime: hasUnstableMtime, ignoreTocFiles: true }), []);
 }
 

@@ -1,7 +1,6 @@
 import assert from 'node:assert/strict';
 import { suite, test } from 'node:test';
 import { chainIds } from '#test/harness/chain-id.ts';
-import { walkTree } from '#test/harness/compare-trees.ts';
 import { LinkProcess } from '#test/harness/link-process.ts';
 import { TestNode } from '#test/harness/node.ts';
 import { TestRegistry } from '#test/harness/registry.ts';
@@ -72,7 +71,7 @@ class Forms implements AsyncDisposable {
     const reference = await registry.push(plain, name, 'plain', signal);
     await node.containerd.pull(reference, 'overlayfs', signal);
     const top = chainIds((await plain.config()).rootfs.diff_ids).at(-1) ?? '';
-    const expected = await node.withRootfs(top, 'overlayfs', signal, async (rootfs) => await walkTree(rootfs, signal));
+    const expected = await node.rootfsTree(top, 'overlayfs', signal);
     await node.containerd.removeImage(reference, signal);
     return new Forms(parts.move(), folder, registry, link, node, source, expected);
   }

@@ -62,7 +62,7 @@ async function layersOf(node: TestNode, signal: AbortSignal): Promise<readonly s
 }
 
 async function assertRight(node: TestNode, chainId: string, signal: AbortSignal): Promise<void> {
-  const actual = await node.withRootfs(chainId, 'kindling', signal, async (rootfs) => await walkTree(rootfs, signal));
+  const actual = await node.rootfsTree(chainId, 'kindling', signal);
   assert.deepEqual(differences(expected, actual, { ignoreMtime: hasUnstableMtime }), []);
 }
 
