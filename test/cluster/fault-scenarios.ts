@@ -40,7 +40,7 @@ export interface Outcome {
 const NARROW: Link = { bitsPerS: 10_000_000 };
 const SLOW: Link = { bitsPerS: 1_000_000 };
 const SMALL_DISK_BYTES = 1536 * 1024;
-const DEATHS = 3;
+const DEATHS = 2;
 /** Packets' and requests' headers, of a layer that is read by all nodes. */
 const HEADERS = 0.4;
 /** Of a layer. */
