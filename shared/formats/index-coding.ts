@@ -1,6 +1,7 @@
 import { bytesOf } from '#shared/digest/digest.ts';
 import type { LayerIndex } from '#shared/layer/layer-index.ts';
 import type { ImageExtent } from '#shared/layer/span-map.ts';
+import { unpackCheckpoint } from '#shared/layer/packed-checkpoint.ts';
 import type { SpanCoding } from './span-decoder.ts';
 
 /**
@@ -43,6 +44,9 @@ export function codingOfIndex(index: LayerIndex): SpanCoding {
     extents: (span) => extents[span] ?? [],
     segments: (span) => spanAt(span).segments,
     pieces: (span) => spanAt(span).pieces.map(({ length, digest }) => ({ length, digest: bytesOf(digest) })),
-    checkpoint: (span) => spanAt(span).checkpoint,
+    checkpoint: (span) => {
+      const { checkpoint } = spanAt(span);
+      return checkpoint === undefined ? undefined : unpackCheckpoint(checkpoint);
+    },
   };
 }

@@ -1,4 +1,5 @@
 import type { Digest } from '#shared/digest/digest.ts';
+import { INDEX_VERSION } from '#shared/layer/index-codec.ts';
 import type { AllowedRepositories } from '#shared/registry/allowed-repositories.ts';
 import type { Descriptor } from '#shared/registry/manifest.ts';
 import type { RegistryClient } from '#shared/registry/registry-client.ts';
@@ -7,7 +8,7 @@ import { BlobsOfImages, type LayerBlobs } from './blobs-of-images.ts';
 import type { IndexRequest, IndexSource } from './index-source.ts';
 
 /** Type of the artifact that refers to an image manifest, and of each of its blobs: one encoded index per layer. */
-export const INDEX_ARTIFACT_TYPE = 'application/vnd.kindling.layer-index.v1';
+export const INDEX_ARTIFACT_TYPE = `application/vnd.kindling.layer-index.v${INDEX_VERSION}`;
 /** On each blob: the digest of the layer it describes. */
 export const LAYER_ANNOTATION = 'io.kindling.layer';
 

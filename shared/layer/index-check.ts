@@ -1,8 +1,8 @@
 import { LAYER_LIMITS, type LayerEntry, LayerError, type LayerIndex } from './layer-index.ts';
+import { MAX_PACKED_BYTES } from './packed-checkpoint.ts';
 
 /** Bytes of the blob that one span may ask for: its decoded bytes stored, with all that a format puts between. */
 const MAX_SPAN_BLOB_BYTES = 2 * LAYER_LIMITS.spanBytes;
-const WINDOW_BYTES = 32 * 1024;
 
 /**
  * Checks the numbers of an index that came from outside, so that what is built from it stays within its bounds: extents ascend
@@ -55,7 +55,8 @@ function checkSpans(index: LayerIndex): number {
     }
     const { checkpoint } = span;
     const wrong = checkpoint !== undefined && !(isWhole(checkpoint.bits) && checkpoint.bits < 8);
-    if (wrong || (checkpoint?.window.length ?? 0) > WINDOW_BYTES) throw malformed(`the checkpoint of span ${i}`);
+    if (wrong || (checkpoint?.packedWindow.length ?? 0) > MAX_PACKED_BYTES)
+      throw malformed(`the checkpoint of span ${i}`);
     const hasCheckpoints = index.format === 'gzip' || index.format === 'soci';
     if (checkpoint !== undefined && !hasCheckpoints) throw malformed(`a checkpoint in ${index.format}`);
     streamLength += span.streamLength;

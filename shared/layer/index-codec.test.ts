@@ -93,7 +93,7 @@ const indexes: fc.Arbitrary<LayerIndex> = fc.record(
             pieces: fc.array(fc.record({ length: fc.nat(2 ** 30), digest: fc.constant(LAYER) }, plain), {
               maxLength: 3,
             }),
-            checkpoint: fc.option(fc.record({ bits: fc.nat(7), window: bytes(50) }, plain), { nil: undefined }),
+            checkpoint: fc.option(fc.record({ bits: fc.nat(7), packedWindow: bytes(50) }, plain), { nil: undefined }),
           },
           plain,
         )
@@ -182,7 +182,6 @@ function rebuilt(file: Buffer, body: Buffer): Buffer {
   header.writeUInt32LE(body.length, 12);
   header.writeUInt32LE(packed.length, 16);
   header.writeUInt32LE(0, 20);
-  header.writeUInt32LE(0, 24);
   return sealed(Buffer.concat([header, packed, Buffer.alloc(32)]));
 }
 

@@ -8,7 +8,7 @@ import { VarintReader } from './varint-reader.ts';
 import { VarintWriter } from './varint-writer.ts';
 
 const MAGIC = Buffer.from('KNDLIDX\0', 'latin1');
-export const INDEX_VERSION = 1;
+export const INDEX_VERSION = 2;
 const HEADER_BYTES = 64;
 const TRAILER_BYTES = 32;
 /** Within 1 % of what higher levels reach, in a fraction of their time; part of the format, for the same index must give the same bytes. */
@@ -19,9 +19,8 @@ const FORMATS: readonly LayerFormat[] = ['estargz', 'zstd-chunked', 'gzip', 'zst
 /**
  * The index as one file, little-endian. The same index gives the same bytes wherever zstd is of the same version.
  *
- *   0  magic[8]   8 u32 version   12 u32 bytes of the body, 16 u32 compressed   20 u32 bytes of the windows, 24 u32 compressed
- *  28  u32 zero   32 layer digest[32]   64 body, a zstd frame   then the windows, a zstd frame (none where there are none)
- *  then sha256[32] of all before it
+ *   0  magic[8]   8 u32 version   12 u32 bytes of the body, 16 u32 compressed   20 u32 bytes of the windows   24 u64 zero
+ *  32  layer digest[32]   64 body, a zstd frame   then the windows, each a zstd frame   then sha256[32] of all before it
  *
  * The body: varints of format, blob size and priority spans, 0 or 1 and the diff ID's 32 bytes, then the columns of entries
  * (`entry-columns.ts`) and of spans (`span-columns.ts`).
@@ -39,17 +38,15 @@ export function encodeLayerIndex(index: LayerIndex): Buffer {
   out.whole(index.diffId === undefined ? 0 : 1);
   if (index.diffId !== undefined) out.bytes(bytesOf(index.diffId));
   encodeEntries(index.entries, out);
-  const windows = Buffer.concat(encodeSpans(index.spans, out));
-  checkSize(out.length + windows.length);
+  const windows = encodeSpans(index.spans, out);
+  const windowBytes = windows.reduce((sum, { length }) => sum + length, 0);
+  checkSize(out.length + windowBytes);
   const body = compressed(out.written);
-  const packed = windows.length === 0 ? windows : compressed(windows);
   const header = Buffer.alloc(HEADER_BYTES);
   MAGIC.copy(header, 0);
-  [INDEX_VERSION, out.length, body.length, windows.length, packed.length].forEach((word, i) =>
-    header.writeUInt32LE(word, 8 + 4 * i),
-  );
+  [INDEX_VERSION, out.length, body.length, windowBytes].forEach((word, i) => header.writeUInt32LE(word, 8 + 4 * i));
   bytesOf(index.layer).copy(header, 32);
-  const file = Buffer.concat([header, body, packed, Buffer.alloc(TRAILER_BYTES)]);
+  const file = Buffer.concat([header, body, ...windows, Buffer.alloc(TRAILER_BYTES)]);
   hashOf(file).copy(file, file.length - TRAILER_BYTES);
   return file;
 }
@@ -67,7 +64,7 @@ export function decodeLayerIndex(bytes: Uint8Array, expectedLayer: Digest): Laye
     throw new LayerError('malformed', `Cannot read the index of ${expectedLayer}: it is not a layer index`);
   }
   const word = (i: number) => file.readUInt32LE(8 + 4 * i);
-  const [version, bodyBytes, bodyPacked, windowBytes, windowsPacked] = [word(0), word(1), word(2), word(3), word(4)];
+  const [version, bodyBytes, bodyPacked, windowBytes] = [word(0), word(1), word(2), word(3)];
   if (version !== INDEX_VERSION) {
     throw new LayerError('unsupported', `Cannot read the index of ${expectedLayer}: version ${version}`);
   }
@@ -78,21 +75,20 @@ export function decodeLayerIndex(bytes: Uint8Array, expectedLayer: Digest): Laye
   if (layer !== expectedLayer) {
     throw new LayerError('digest-mismatch', `Cannot use the index: it is of ${layer}, not of ${expectedLayer}`);
   }
-  if (HEADER_BYTES + bodyPacked + windowsPacked + TRAILER_BYTES !== file.length) {
+  if (HEADER_BYTES + bodyPacked + windowBytes + TRAILER_BYTES !== file.length) {
     throw new LayerError('malformed', `Cannot read the index of ${layer}: its lengths do not add up`);
   }
   checkSize(bodyBytes + windowBytes);
   const windowsAt = HEADER_BYTES + bodyPacked;
   const body = new VarintReader(decompressed(file.subarray(HEADER_BYTES, windowsAt), bodyBytes, layer));
-  const packed = file.subarray(windowsAt, windowsAt + windowsPacked);
-  const windows = windowBytes === 0 ? packed : decompressed(packed, windowBytes, layer);
+  const windows = new VarintReader(file.subarray(windowsAt, windowsAt + windowBytes));
   const format = FORMATS[body.whole()];
   if (format === undefined) throw new LayerError('unsupported', `Cannot read the index of ${layer}: unknown format`);
   const blobSize = body.whole();
   const prioritySpans = body.whole();
   const diffId = body.whole() === 0 ? undefined : digestOfBytes(body.bytes(32));
   const entries = decodeEntries(body);
-  const spans = decodeSpans(body, new VarintReader(windows));
+  const spans = decodeSpans(body, windows);
   if (body.left > 0) throw new LayerError('malformed', `Cannot read the index of ${layer}: something follows it`);
   return { layer, blobSize, diffId, format, entries, spans, prioritySpans };
 }

@@ -5,6 +5,7 @@ import { sha256 } from '#shared/digest/digest.ts';
 import { fakeEntry, fakeMember, fakeTar, fillImage, indexOfTar } from './fake-layer.ts';
 import { type IndexSpan, LayerError, type LayerErrorCode, type LayerIndex } from './layer-index.ts';
 import { buildLayerImage } from './layer-image.ts';
+import { packCheckpoint } from './packed-checkpoint.ts';
 import { parseSpanMap, parseSpanTable, SPAN_MAP_HEADER_BYTES, spanTableBytes, verifySpanMap } from './span-map-file.ts';
 
 const CONTENT = Buffer.from(Array.from({ length: 9000 }, (_, i) => i * 31 + (i >> 8)));
@@ -67,7 +68,7 @@ describe('buildLayerImage', () => {
     refuses(withSpan(index, 1, { streamLength: 2 ** 30 }), 'too-large');
     refuses(withSpan(index, 1, { pieces: [] }), 'malformed');
     refuses(withSpan(index, 1, { pieces: [{ length: 0, digest: sha256() }] }), 'malformed');
-    refuses(withSpan(index, 1, { checkpoint: { bits: 1, window: Buffer.alloc(0) } }), 'malformed');
+    refuses(withSpan(index, 1, { checkpoint: { bits: 1, packedWindow: Buffer.alloc(0) } }), 'malformed');
     const extents = [
       { fileOffset: 0, streamOffset: 512, length: 100 },
       { fileOffset: 50, streamOffset: 700, length: 10 },
@@ -173,7 +174,7 @@ describe('the span map', () => {
     const index: LayerIndex = { ...indexOfTar(TAR, 4096), format: 'gzip' };
     const spans = index.spans.map((span, i) => ({
       ...span,
-      checkpoint: { bits: i % 8, window: i === 0 ? Buffer.alloc(0) : window },
+      checkpoint: packCheckpoint({ bits: i % 8, window: i === 0 ? Buffer.alloc(0) : window }),
     }));
     const map = parseSpanMap(buildLayerImage({ ...index, spans }).map);
     assert.deepEqual(map.checkpoint(0), { bits: 0, window: Buffer.alloc(0) });

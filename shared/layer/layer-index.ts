@@ -69,6 +69,16 @@ export interface Checkpoint {
 }
 
 /**
+ * A checkpoint as indexes and span maps have it. Most of a window is zeros: packed, it is a twentieth, in memory (a layer of some GB has
+ * a thousand) as on disk.
+ */
+export interface PackedCheckpoint {
+  readonly bits: number;
+  /** A zstd frame; empty where the window is. */
+  readonly packedWindow: Uint8Array;
+}
+
+/**
  * The unit of fetching, verifying, caching and sharing.
  *
  * The layer's *stream* is the concatenation of its spans' decoded bytes: for gzip, zstd and tar it is the tar itself, for
@@ -82,7 +92,7 @@ export interface IndexSpan {
   readonly segments: readonly SpanSegment[];
   readonly pieces: readonly SpanPiece[];
   /** Present only for `gzip` and `soci` spans. */
-  readonly checkpoint: Checkpoint | undefined;
+  readonly checkpoint: PackedCheckpoint | undefined;
 }
 
 /** All that is needed to build the layer image and to fill it without the whole blob. */

@@ -1,9 +1,9 @@
 import { bytesOf, digestOfBytes } from '#shared/digest/digest.ts';
 import {
-  type Checkpoint,
   type IndexSpan,
   LAYER_LIMITS,
   LayerError,
+  type PackedCheckpoint,
   type SpanPiece,
   type SpanSegment,
 } from './layer-index.ts';
@@ -15,17 +15,17 @@ import { VarintWriter } from './varint-writer.ts';
  *
  * 0 segments v   1 of each segment: blob offset less the end of the segment before z   2 blob length v   3 skip v   4 length v
  * 5 pieces v     6 lengths of pieces v   7 their digests, 32 bytes each
- * 8 checkpoint v: 0 = none, else 1 + bits   9 length of the window v
+ * 8 checkpoint v: 0 = none, else 1 + bits   9 length of the packed window v
  *
- * A span's stream length is the sum of its segments' lengths. Windows are given and taken apart from the columns.
+ * A span's stream length is the sum of its segments' lengths. Packed windows are given and taken apart from the columns.
  */
 const COLUMNS = 10;
 
-/** Returns the windows, in order. @throws LayerError `malformed` */
-export function encodeSpans(spans: readonly IndexSpan[], out: VarintWriter): Buffer[] {
+/** Returns the packed windows, in order. @throws LayerError `malformed` */
+export function encodeSpans(spans: readonly IndexSpan[], out: VarintWriter): Uint8Array[] {
   const columns = Array.from({ length: COLUMNS }, () => new VarintWriter());
   const column = (i: number): VarintWriter => columns[i] ?? out;
-  const windows: Buffer[] = [];
+  const windows: Uint8Array[] = [];
   let blobEnd = 0;
   for (const { segments, pieces, checkpoint, streamLength } of spans) {
     column(0).whole(segments.length);
@@ -46,8 +46,8 @@ export function encodeSpans(spans: readonly IndexSpan[], out: VarintWriter): Buf
     }
     column(8).whole(checkpoint === undefined ? 0 : 1 + checkpoint.bits);
     if (checkpoint === undefined) continue;
-    column(9).whole(checkpoint.window.length);
-    windows.push(checkpoint.window);
+    column(9).whole(checkpoint.packedWindow.length);
+    windows.push(checkpoint.packedWindow);
   }
   out.whole(spans.length);
   for (const { length } of columns) out.whole(length);
@@ -81,8 +81,8 @@ export function decodeSpans(input: VarintReader, windows: VarintReader): IndexSp
     }
     const code = column(8).whole();
     if (code > 8) throw malformed(`the checkpoint of span ${i} begins at bit ${code - 1}`);
-    const checkpoint: Checkpoint | undefined =
-      code === 0 ? undefined : { bits: code - 1, window: windows.bytes(column(9).whole()) };
+    const checkpoint: PackedCheckpoint | undefined =
+      code === 0 ? undefined : { bits: code - 1, packedWindow: windows.bytes(column(9).whole()) };
     spans.push({ streamLength, segments, pieces, checkpoint });
   }
   if (windows.left > 0 || columns.some(({ left }) => left > 0)) throw malformed('a column is longer than its spans');

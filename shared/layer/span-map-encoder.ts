@@ -1,4 +1,3 @@
-import { zstdCompressSync } from 'node:zlib';
 import { bytesOf, type Digest, hexOf } from '#shared/digest/digest.ts';
 import { type IndexSpan, LayerError, type LayerFormat } from './layer-index.ts';
 import type { ImageExtent } from './span-map.ts';
@@ -11,6 +10,8 @@ import {
   spanMapSections,
   type SpanMapCounts,
 } from './span-map-layout.ts';
+
+const NO_WINDOW = new Uint8Array(0);
 
 /** What `encodeSpanMap` is told of a span; its payload is the extents'. */
 export interface SpanMapEntry {
@@ -35,17 +36,12 @@ export interface SpanMapFields {
 /** The file that `parseSpanMap` reads; its layout stands at `spanMapSections`. @throws LayerError `too-large` */
 export function encodeSpanMap(fields: SpanMapFields): Buffer {
   const { spans } = fields;
-  const windows = spans.map(({ span }) =>
-    span.checkpoint === undefined || span.checkpoint.window.length === 0
-      ? undefined
-      : zstdCompressSync(span.checkpoint.window),
-  );
   const counts: SpanMapCounts = {
     spans: spans.length,
     extents: spans.reduce((sum, span) => sum + span.extents.length, 0),
     segments: spans.reduce((sum, { span }) => sum + span.segments.length, 0),
     pieces: spans.reduce((sum, { span }) => sum + span.pieces.length, 0),
-    windowBytes: windows.reduce((sum, window) => sum + (window?.length ?? 0), 0),
+    windowBytes: spans.reduce((sum, { span }) => sum + (span.checkpoint?.packedWindow.length ?? 0), 0),
   };
   if (counts.windowBytes > 0xffff_ffff) throw new LayerError('too-large', 'Cannot keep windows of more than 4 GiB');
   const at = spanMapSections(counts);
@@ -105,7 +101,9 @@ export function encodeSpanMap(fields: SpanMapFields): Buffer {
       file.writeUInt32LE(length, at.pieceLength + 4 * piece);
       file.write(hexOf(digest), at.pieceDigest + 32 * piece++, 'hex');
     }
-    window += windows[i]?.copy(file, at.windows + window) ?? 0;
+    const packedWindow = span.checkpoint?.packedWindow ?? NO_WINDOW;
+    file.set(packedWindow, at.windows + window);
+    window += packedWindow.length;
   });
   heads(spans.length);
   spanMapHash(file).copy(file, 96);

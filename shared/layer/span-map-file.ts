@@ -1,6 +1,6 @@
-import { zstdDecompressSync } from 'node:zlib';
 import type { Digest } from '#shared/digest/digest.ts';
-import { type Checkpoint, LAYER_LIMITS, LayerError, type LayerFormat, type SpanSegment } from './layer-index.ts';
+import { type Checkpoint, LAYER_LIMITS, type LayerFormat, type SpanSegment } from './layer-index.ts';
+import { unpackCheckpoint } from './packed-checkpoint.ts';
 import type { ImageExtent, SpanMap } from './span-map.ts';
 import {
   malformedMap,
@@ -14,8 +14,6 @@ import {
 
 export { SPAN_MAP_HEADER_BYTES };
 
-const WINDOW_BYTES = 32 * 1024;
-
 /** A piece with the raw 32 bytes of its sha256. */
 export interface DecodablePiece {
   readonly length: number;
@@ -28,7 +26,7 @@ export interface DecodableSpanMap extends SpanMap {
   extents(span: number): ImageExtent[];
   segments(span: number): SpanSegment[];
   pieces(span: number): DecodablePiece[];
-  /** Only for gzip. The window is decompressed at each call. */
+  /** Only for gzip. The window is decompressed at each call. @throws LayerError where it is damaged */
   checkpoint(span: number): Checkpoint | undefined;
 }
 
@@ -287,12 +285,7 @@ class FullSpanMap extends SpanTable implements DecodableSpanMap {
   checkpoint(span: number): Checkpoint | undefined {
     const bits = this.#bits[span] ?? NO_CHECKPOINT;
     if (bits === NO_CHECKPOINT) return undefined;
-    const stored = this.#windows.subarray(this.#firstWindow[span], this.#firstWindow[span + 1]);
-    if (stored.length === 0) return { bits, window: Buffer.alloc(0) };
-    try {
-      return { bits, window: zstdDecompressSync(stored, { maxOutputLength: WINDOW_BYTES }) };
-    } catch (cause) {
-      throw new LayerError('malformed', `Cannot read the span map: the window of span ${span} is damaged`, { cause });
-    }
+    const packedWindow = this.#windows.subarray(this.#firstWindow[span], this.#firstWindow[span + 1]);
+    return unpackCheckpoint({ bits, packedWindow });
   }
 }

@@ -46,12 +46,12 @@ export function parsePaxRecords(body: Buffer): PaxRecords {
   return { values, sparse };
 }
 
-/** The records' xattrs as bytes, in the order of the records; copies. */
+/** The records' xattrs as bytes, in the order of the records; values are not copies. */
 export function paxXattrs(records: PaxRecords): (readonly [Buffer, Buffer])[] {
   const xattrs: (readonly [Buffer, Buffer])[] = [];
   for (const [key, value] of records.values) {
     if (!key.startsWith(XATTR) || key.length === XATTR.length) continue;
-    xattrs.push([Buffer.from(key.slice(XATTR.length), 'latin1'), Buffer.from(value)]);
+    xattrs.push([Buffer.from(key.slice(XATTR.length), 'latin1'), value]);
   }
   return xattrs;
 }

@@ -1,4 +1,5 @@
 import { type EntryType, type Extent, LAYER_LIMITS, type LayerEntry, LayerError } from '#shared/layer/layer-index.ts';
+import { KeptBytes } from './kept-bytes.ts';
 import { type PaxRecords, parsePaxRecords, paxXattrs } from './pax-records.ts';
 import {
   fragmentsOfBlock,
@@ -50,6 +51,7 @@ type State =
  */
 export class TarReader {
   readonly #sink: TarSink;
+  readonly #kept = new KeptBytes();
   #state: State = { at: 'header' };
   /** Position of the next byte to be pushed. */
   #offset = 0;
@@ -259,14 +261,14 @@ export class TarReader {
     const link = this.#longLink ?? this.#paxText('linkpath') ?? header.linkName;
     const time = this.#paxText('mtime')?.toString('latin1');
     const [mtimeSeconds, mtimeNanoseconds] = time === undefined ? [header.mtime, 0] : paxTime(time);
-    const xattrs = this.#pax === undefined ? [] : paxXattrs(this.#pax);
+    const xattrs = this.#xattrs();
     const xattrBytes = xattrs.reduce((sum, [name, value]) => sum + name.length + value.length, 0);
     if (xattrBytes > LAYER_LIMITS.xattrBytes) {
       throw new LayerError('too-large', `Cannot take the tar entry ${shown}: ${xattrBytes} bytes of xattrs`);
     }
     const device = type === 'character' || type === 'block';
     const entry: LayerEntry = {
-      path,
+      path: this.#kept.keep(path),
       type,
       mode: header.mode & 0o7777,
       uid: this.#paxNumber('uid') ?? header.uid,
@@ -274,7 +276,10 @@ export class TarReader {
       mtimeSeconds,
       mtimeNanoseconds,
       size: type === 'file' ? size : 0,
-      linkName: type === 'symlink' ? Buffer.from(link) : type === 'hardlink' ? cleanPath(link) : NO_BYTES,
+      linkName:
+        type === 'symlink' || type === 'hardlink'
+          ? this.#kept.keep(type === 'symlink' ? link : cleanPath(link))
+          : NO_BYTES,
       deviceMajor: device ? header.deviceMajor : 0,
       deviceMinor: device ? header.deviceMinor : 0,
       xattrs,
@@ -294,6 +299,12 @@ export class TarReader {
     this.#paddingLeft = roundUp(stored) - stored;
     this.#expectHeader();
     this.#sink.entry(entry);
+  }
+
+  #xattrs(): LayerEntry['xattrs'] {
+    const found = this.#pax === undefined ? [] : paxXattrs(this.#pax);
+    if (found.length === 0) return NO_XATTRS;
+    return found.map(([name, value]) => [this.#kept.keep(name), this.#kept.keep(value)]);
   }
 
   #paxText(key: string): Buffer | undefined {
@@ -317,6 +328,7 @@ export class TarReader {
 
 const NO_BYTES = Buffer.alloc(0);
 const NO_EXTENTS: readonly Extent[] = [];
+const NO_XATTRS: LayerEntry['xattrs'] = [];
 
 function roundUp(size: number): number {
   return Math.ceil(size / TAR_BLOCK_BYTES) * TAR_BLOCK_BYTES;

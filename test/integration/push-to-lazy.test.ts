@@ -3,6 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { test } from 'node:test';
 import { NatsBus } from '#shared/bus/nats-bus.ts';
 import { ClusterIndexes } from '#shared/indexes/cluster-indexes.ts';
+import { INDEX_ARTIFACT_TYPE } from '#shared/indexes/registry-indexes.ts';
 import { silentLogger } from '#shared/telemetry/logger.ts';
 import { TestNats } from '#test/harness/nats.ts';
 import { TestNode } from '#test/harness/node.ts';
@@ -103,7 +104,7 @@ async function registryHasIndexes(registry: TestRegistry, manifest: string, sign
     async () => {
       const answer = await fetch(`http://${registry.host}/v2/team/hello/manifests/${tag}`, { headers, signal });
       const text = await answer.text();
-      return answer.ok && text.includes('application/vnd.kindling.layer-index.v1');
+      return answer.ok && text.includes(INDEX_ARTIFACT_TYPE);
     },
     signal,
     () => registry.log,

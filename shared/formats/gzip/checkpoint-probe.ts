@@ -1,6 +1,7 @@
 import { DecodeError, SyncDecoder } from '#shared/formats/sync-decoder.ts';
 import type { Checkpoint } from '#shared/layer/layer-index.ts';
-import { resumeDeflate, WINDOW_BYTES } from './resume-prefix.ts';
+import { WINDOW_BYTES } from '#shared/layer/packed-checkpoint.ts';
+import { resumeDeflate } from './resume-prefix.ts';
 
 /** What is known of a block boundary and of what follows it. */
 export interface Boundary {

@@ -2,10 +2,10 @@ import { crc32 } from 'node:zlib';
 import { DecodeError, SyncDecoder } from '#shared/formats/sync-decoder.ts';
 import { isBomb, type StreamWalker, type WalkSink } from '#shared/formats/stream/stream-walker.ts';
 import { type Checkpoint, LAYER_LIMITS, LayerError } from '#shared/layer/layer-index.ts';
+import { WINDOW_BYTES } from '#shared/layer/packed-checkpoint.ts';
 import { type BlockInflater, type InflaterKind, openBlockInflater } from './block-inflater.ts';
 import { probeCheckpoint } from './checkpoint-probe.ts';
 import { gzipHeaderLength } from './gzip-header.ts';
-import { WINDOW_BYTES } from './resume-prefix.ts';
 
 /**
  * Decoded bytes of a span before a checkpoint inside a member is looked for. A window takes 1 to 2 KiB compressed, so that 1.5 MiB costs some

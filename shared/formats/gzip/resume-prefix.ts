@@ -1,4 +1,5 @@
 import { DecodeError, type SyncDecoder } from '#shared/formats/sync-decoder.ts';
+import { WINDOW_BYTES } from '#shared/layer/packed-checkpoint.ts';
 
 /**
  * Taking a deflate stream up at any bit with a decoder that begins at bytes.
@@ -68,8 +69,6 @@ function resumePrefix(bits: number, firstByte: number): Buffer {
   return bytes;
 }
 
-/** Deflate's farthest reference. */
-export const WINDOW_BYTES = 32 * 1024;
 const STORED_HEADER = Buffer.alloc(5);
 const DISCARDED = Buffer.alloc(WINDOW_BYTES);
 

@@ -7,6 +7,7 @@ import {
   LayerError,
   type LayerIndex,
 } from '#shared/layer/layer-index.ts';
+import { packCheckpoint } from '#shared/layer/packed-checkpoint.ts';
 import { parseZinfo, type Zinfo } from './zinfo.ts';
 import { parseZtoc, type Ztoc } from './ztoc.ts';
 
@@ -84,10 +85,10 @@ function spansOf(ztoc: Ztoc, { points }: Zinfo): readonly IndexSpan[] {
       segments: [{ blobOffset, blobLength, skip: 0, length: streamLength }],
       pieces: length === 0 || digest === undefined ? [] : [{ length, digest }],
       // Nothing of the window's front is referred to where the stream was shorter than it.
-      checkpoint: {
+      checkpoint: packCheckpoint({
         bits: point.bits,
         window: point.window.subarray(Math.max(0, point.window.length - point.streamOffset)),
-      },
+      }),
     };
   });
 }

@@ -1,4 +1,5 @@
 import { LayerError } from '#shared/layer/layer-index.ts';
+import { WINDOW_BYTES } from '#shared/layer/packed-checkpoint.ts';
 
 /** A place where the deflate stream of a gzip blob can be taken up, as zlib's zran.c writes it. */
 export interface ZinfoPoint {
@@ -18,7 +19,6 @@ export interface Zinfo {
 }
 
 const HEADER_BYTES = 12;
-const WINDOW_BYTES = 32 * 1024;
 const POINT_BYTES = 8 + 8 + 1 + WINDOW_BYTES;
 /** A gzip header without a file name. */
 const PLAIN_HEADER_BYTES = 10;

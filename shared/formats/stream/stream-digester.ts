@@ -1,6 +1,7 @@
 import { createHash, type Hash } from 'node:crypto';
 import type { Digest } from '#shared/digest/digest.ts';
 import type { IndexSpan, LayerEntry, SpanPiece } from '#shared/layer/layer-index.ts';
+import { packCheckpoint } from '#shared/layer/packed-checkpoint.ts';
 import { TarReader } from '#shared/tar/tar-reader.ts';
 import type { StreamCut } from './stream-walker.ts';
 
@@ -56,7 +57,7 @@ export class StreamDigester {
       streamLength: cut.streamOffset - this.#spanStart,
       segments: cut.segments,
       pieces: this.#pieces,
-      checkpoint: cut.checkpoint,
+      checkpoint: cut.checkpoint === undefined ? undefined : packCheckpoint(cut.checkpoint),
     });
     this.#spanStart = cut.streamOffset;
     this.#pieces = [];

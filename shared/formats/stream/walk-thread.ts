@@ -107,16 +107,9 @@ export class WalkThread {
         Atomics.add(this.#freed, 0, 1);
         Atomics.notify(this.#freed, 0);
         return;
-      case 'cut': {
-        const { checkpoint } = report.cut;
-        const window = checkpoint === undefined ? undefined : Buffer.from(checkpoint.window);
-        this.#sink.cut(
-          checkpoint === undefined || window === undefined
-            ? report.cut
-            : { ...report.cut, checkpoint: { ...checkpoint, window } },
-        );
+      case 'cut':
+        this.#sink.cut(report.cut);
         return;
-      }
       case 'amend':
         this.#sink.amend(report.blobOffset, report.blobLength);
         return;
