@@ -1,6 +1,6 @@
 import type { Digest } from '#shared/digest/digest.ts';
 import type { NodeFigures, NodeRecord } from '#shared/distribution/messages.ts';
-import type { Grant, LeaseView } from './lease-policy.ts';
+import type { Grant, LeaseTerms, LeaseView } from './lease-policy.ts';
 import type { Report } from './report-policy.ts';
 
 /** What has changed on a node for one layer. */
@@ -18,6 +18,16 @@ export interface LayerChange {
   readonly fetching?: readonly number[] | undefined;
   /** Leases given back. */
   readonly released?: readonly number[] | undefined;
+}
+
+export interface LocateWanted {
+  /** Who asks. */
+  readonly node: string;
+  readonly spans: readonly number[];
+  /** Nodes that are no use to it, whatever they have or fetch. */
+  readonly without: readonly string[];
+  /** Nodes that are too slow for it to take from what they have. What they fetch it waits for as all do. */
+  readonly slow: readonly string[];
 }
 
 export interface Located {
@@ -75,23 +85,32 @@ export interface ReportTable {
 }
 
 export interface LayerTable {
-  /** The node is a member of the layer from now on. */
-  change(layer: Digest, node: string, change: LayerChange, nowMs: number, leaseMs: number): Promise<void>;
+  /** The node is a member of the layer from now on. Returns how long each lease was out whose span it has read, milliseconds. */
+  change(
+    layer: Digest,
+    node: string,
+    change: LayerChange,
+    nowMs: number,
+    terms: LeaseTerms,
+  ): Promise<readonly number[]>;
   leave(layer: Digest, node: string, nowMs: number): Promise<void>;
   /** Members at random, at most `count`, and how many there are. */
   members(layer: Digest, count: number): Promise<{ readonly total: number; readonly sample: readonly string[] }>;
-  /** What the lease policy looks at. Leases that have run out are over, and their spans unread again. */
-  look(layer: Digest, nowMs: number, limits: { readonly samples: number; readonly unread: number }): Promise<LeaseView>;
-  /** Makes those leases that are still possible; each span is leased to one node at a time. Returns which those are. */
-  grant(layer: Digest, grants: readonly Grant[], nowMs: number, leaseMs: number): Promise<readonly Grant[]>;
-  /** `without`: nodes that are no use to the asker, whatever they have or fetch. */
-  locate(
+  /**
+   * What the lease policy looks at. Leases that have run out are over, and their spans unread again; so are the spans of leases that
+   * are too old, which nobody but another node that is given them can end.
+   */
+  look(
     layer: Digest,
-    node: string,
-    spans: readonly number[],
-    without: readonly string[],
     nowMs: number,
-    leaseMs: number,
-  ): Promise<readonly Located[]>;
+    terms: LeaseTerms,
+    limits: { readonly samples: number; readonly unread: number },
+  ): Promise<LeaseView>;
+  /**
+   * Makes those leases that are still possible; each span is leased to one node at a time, and never again to the one that was too
+   * slow. Returns which those are.
+   */
+  grant(layer: Digest, grants: readonly Grant[], nowMs: number, terms: LeaseTerms): Promise<readonly Grant[]>;
+  locate(layer: Digest, wanted: LocateWanted, nowMs: number, terms: LeaseTerms): Promise<readonly Located[]>;
   summaries(limit: number): Promise<readonly LayerSummary[]>;
 }

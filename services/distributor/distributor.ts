@@ -29,7 +29,7 @@ import type { Logger } from '#shared/telemetry/logger.ts';
 import type { AdmissionControl } from './admission.ts';
 import type { ChunkDirectory } from './chunk-directory.ts';
 import type { DistributorMetrics } from './distributor-metrics.ts';
-import { chooseLeases, LEASE_LIMITS } from './lease-policy.ts';
+import { chooseLeases, LEASE_LIMITS, LeaseAges } from './lease-policy.ts';
 import { chooseNeighbours } from './neighbour-policy.ts';
 import { REPORT_LIMITS, suspectsOf } from './report-policy.ts';
 
@@ -74,6 +74,8 @@ export class Distributor {
   /** Layers under way, with when they were last spoken of. */
   readonly #watched = new Map<Digest, number>();
   readonly #advancing = new Map<Digest, { again: boolean; done: Promise<void> }>();
+  /** From what this replica hears; of all layers, since it is links and machines that make reads slow. */
+  readonly #ages = new LeaseAges();
   /** Nodes that several others have reported, as of the last sweep. */
   #suspects: ReadonlySet<string> = new Set();
   #key: { readonly epoch: string; readonly privateKey: KeyObject; readonly publicText: string } | undefined;
@@ -108,7 +110,7 @@ export class Distributor {
     const have = Buffer.from(request.have, 'base64');
     await Promise.all([
       nodes.put(record, now),
-      layers.change(layer, record.node, { ...wantsOf(request), spanCount, have }, now, LEASE_LIMITS.ttlMs),
+      layers.change(layer, record.node, { ...wantsOf(request), spanCount, have }, now, this.#ages.terms),
     ]);
     // After the node itself has come in: of two that join at the same time at least one sees the other.
     const members = await layers.members(layer, NEIGHBOUR_SAMPLE + 1);
@@ -130,8 +132,8 @@ export class Distributor {
 
   async locate(bytes: Uint8Array): Promise<LocateReply> {
     const { layers, nodes } = this.#deps.directory;
-    const { layer, node, spans, without } = decodeMessage(locateRequest, bytes, 'a request to locate spans');
-    const located = await layers.locate(layer, node, spans, without, this.#now(), LEASE_LIMITS.ttlMs);
+    const { layer, ...wanted } = decodeMessage(locateRequest, bytes, 'a request to locate spans');
+    const located = await layers.locate(layer, wanted, this.#now(), this.#ages.terms);
     const records = new Map<string, NodeRecord>();
     const names = [...new Set(located.flatMap(({ from }) => from))];
     for (const record of await nodes.get(names)) records.set(record.node, record);
@@ -211,13 +213,13 @@ export class Distributor {
       case 'holds': {
         const { layer, spanCount } = message;
         const have = Buffer.from(message.have, 'base64');
-        await layers.change(layer, node, { spanCount, have }, now, LEASE_LIMITS.ttlMs);
+        await layers.change(layer, node, { spanCount, have }, now, this.#ages.terms);
         return;
       }
       case 'changed': {
         const { layer, spanCount, gained, read, released } = message;
         const change = { ...wantsOf(message), spanCount, gained, read, released };
-        await layers.change(layer, node, change, now, LEASE_LIMITS.ttlMs);
+        for (const ms of await layers.change(layer, node, change, now, this.#ages.terms)) this.#ages.took(ms);
         this.#advanceSoon(layer);
         return;
       }
@@ -285,10 +287,11 @@ export class Distributor {
   async #advance(layer: Digest): Promise<void> {
     const { bus, directory, metrics } = this.#deps;
     const limits = { samples: LEASE_LIMITS.samples, unread: UNREAD_LOOKED_AT };
-    const view = await directory.layers.look(layer, this.#now(), limits);
+    const { terms } = this.#ages;
+    const view = await directory.layers.look(layer, this.#now(), terms, limits);
     const grants = chooseLeases(view, this.#random);
     if (grants.length === 0) return;
-    for (const { node, spans } of await directory.layers.grant(layer, grants, this.#now(), LEASE_LIMITS.ttlMs)) {
+    for (const { node, spans } of await directory.layers.grant(layer, grants, this.#now(), terms)) {
       metrics.leases.inc({ how: 'in-turn' }, spans.length);
       // A message that is lost: the lease runs out and is given on.
       bus.messages.send(

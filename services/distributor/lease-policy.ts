@@ -11,11 +11,11 @@ export interface WaitingNode {
 export interface LeaseView {
   /** Nodes that want or have the layer. */
   readonly members: number;
-  /** Leases that are out. */
+  /** Leases that are out and not too old. */
   readonly outstanding: number;
   /** Some of those that wait, at random. */
   readonly waiting: readonly WaitingNode[];
-  /** Spans that somebody wants, nobody has and nobody fetches; the first to be wanted first. */
+  /** Spans that somebody wants, nobody has and nobody fetches, or only one who is slow; the first to be wanted first. */
   readonly unread: readonly number[];
 }
 
@@ -34,9 +34,51 @@ export const LEASE_LIMITS = {
   samples: 8,
   /** Spans that a node which is alone gets at once. */
   alone: 64,
-  /** A lease not renewed by its holder in this time is given on. */
+  /** A lease not renewed by its holder in this time is over. */
   ttlMs: 3_000,
 } as const;
+
+/** How long leases last. */
+export interface LeaseTerms {
+  /** Since it was given or renewed. */
+  readonly ttlMs: number;
+  /** Since it was given: from then on also another node may read, since its holder is too slow for those who wait. */
+  readonly ageMs: number;
+}
+
+export const AGE_LIMITS = {
+  /** Of the median read, as long as the latest ones took from the lease to the verified span. */
+  factor: 4,
+  /** Whatever is usual: on a busy machine any read takes so long now and then, and each that is given on too soon is done twice. */
+  leastMs: 2_000,
+  mostMs: 12_000,
+  /** While too little is known. */
+  unknownMs: 6_000,
+  /** Reads that the median is of, and fewest of them. */
+  remembered: 32,
+  known: 4,
+} as const;
+
+/**
+ * Tells slow holders by how long reads take of late: where all links are narrow or all machines are busy a long read is none that
+ * another node would do sooner. Pure.
+ */
+export class LeaseAges {
+  readonly #tookMs: number[] = [];
+
+  took(ms: number): void {
+    this.#tookMs.push(ms);
+    if (this.#tookMs.length > AGE_LIMITS.remembered) this.#tookMs.shift();
+  }
+
+  get terms(): LeaseTerms {
+    const { factor, leastMs, mostMs, unknownMs, known } = AGE_LIMITS;
+    const sorted = this.#tookMs.toSorted((a, b) => a - b);
+    const medianMs = sorted[sorted.length >> 1];
+    const learned = medianMs === undefined || sorted.length < known ? unknownMs : factor * medianMs;
+    return { ttlMs: LEASE_LIMITS.ttlMs, ageMs: Math.min(mostMs, Math.max(leastMs, learned)) };
+  }
+}
 
 /**
  * Who reads what from the registry: each span once, by different nodes, so that the pieces of a layer enter the swarm in

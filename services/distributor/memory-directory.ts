@@ -11,8 +11,8 @@ import type {
   NodeTable,
   ReportTable,
 } from './chunk-directory.ts';
-import { LEASE_RENEWALS, LOCATED_HOLDERS, REPORTS_KEPT } from './directory-limits.ts';
-import type { Grant, LeaseView, WaitingNode } from './lease-policy.ts';
+import { LOCATED_HOLDERS, REPORTS_KEPT } from './directory-limits.ts';
+import type { Grant, LeaseTerms, LeaseView, WaitingNode } from './lease-policy.ts';
 import type { Report } from './report-policy.ts';
 
 interface Lease {
@@ -78,7 +78,7 @@ export class MemoryDirectory implements ChunkDirectory {
   };
 
   readonly layers: LayerTable = {
-    change: async (layer, node, change, nowMs, leaseMs) => this.#change(layer, node, change, nowMs, leaseMs),
+    change: async (layer, node, change, nowMs, terms) => this.#change(layer, node, change, nowMs, terms),
     leave: async (layer, node) => {
       const state = this.#layers.get(layer);
       if (state === undefined) return;
@@ -91,41 +91,50 @@ export class MemoryDirectory implements ChunkDirectory {
       const members = [...(this.#layers.get(layer)?.members.keys() ?? [])];
       return { total: members.length, sample: this.#sample(members, count) };
     },
-    look: async (layer, nowMs, limits): Promise<LeaseView> => {
+    look: async (layer, nowMs, { ageMs }, limits): Promise<LeaseView> => {
       const state = this.#layers.get(layer);
       if (state === undefined) return { members: 0, outstanding: 0, waiting: [], unread: [] };
-      for (const [span, { untilMs }] of state.leases) if (untilMs <= nowMs) this.#free(state, span);
+      let outstanding = 0;
+      for (const [span, { sinceMs, untilMs }] of state.leases) {
+        // One that is too old stays: what its holder says of it from now on changes nothing.
+        if (nowMs - sinceMs >= ageMs) state.unread.add(span);
+        else if (untilMs <= nowMs) this.#free(state, span);
+        else outstanding++;
+      }
       return {
         members: state.members.size,
-        outstanding: state.leases.size,
+        outstanding,
         waiting: this.#sample([...state.waiting.values()], limits.samples),
         unread: [...state.unread].sort((a, b) => a - b).slice(0, limits.unread),
       };
     },
-    grant: async (layer, grants, nowMs, leaseMs) => {
+    grant: async (layer, grants, nowMs, { ttlMs }) => {
       const state = this.#layers.get(layer);
       if (state === undefined) return [];
       return grants.flatMap((grant): Grant[] => {
-        const spans = grant.spans.filter((span) => state.unread.has(span));
+        const spans = grant.spans.filter(
+          (span) => state.unread.has(span) && state.leases.get(span)?.node !== grant.node,
+        );
         if (spans.length === 0 || !state.waiting.delete(grant.node)) return [];
-        for (const span of spans) this.#lease(state, span, grant.node, nowMs, leaseMs);
+        for (const span of spans) this.#lease(state, span, grant.node, nowMs, ttlMs);
         return [{ node: grant.node, spans }];
       });
     },
-    locate: async (layer, node, spans, without, nowMs, leaseMs) => {
+    locate: async (layer, { node, spans, without, slow }, nowMs, { ttlMs, ageMs }) => {
       const state = this.#layers.get(layer);
       if (state === undefined) return [];
       const useless = new Set([node, ...without]);
       return spans.map((span): Located => {
         const holders = [...state.members].flatMap(([other, has]) =>
-          !useless.has(other) && has.has(span) ? [other] : [],
+          !useless.has(other) && !slow.includes(other) && has.has(span) ? [other] : [],
         );
         if (holders.length > 0) return { span, from: this.#sample(holders, LOCATED_HOLDERS), leased: false };
         const lease = state.leases.get(span);
-        if (lease !== undefined && lease.untilMs > nowMs && !useless.has(lease.node)) {
+        const holds = lease !== undefined && lease.untilMs > nowMs && nowMs - lease.sinceMs < ageMs;
+        if (holds && !useless.has(lease.node)) {
           return { span, from: [lease.node], leased: false };
         }
-        this.#lease(state, span, node, nowMs, leaseMs);
+        this.#lease(state, span, node, nowMs, ttlMs);
         return { span, from: [], leased: true };
       });
     },
@@ -168,7 +177,7 @@ export class MemoryDirectory implements ChunkDirectory {
 
   async [Symbol.asyncDispose](): Promise<void> {}
 
-  #change(layer: Digest, node: string, change: LayerChange, nowMs: number, leaseMs: number): void {
+  #change(layer: Digest, node: string, change: LayerChange, nowMs: number, { ttlMs, ageMs }: LeaseTerms): number[] {
     let state = this.#layers.get(layer);
     if (state === undefined) {
       state = {
@@ -182,6 +191,10 @@ export class MemoryDirectory implements ChunkDirectory {
       };
       this.#layers.set(layer, state);
     }
+    const took = (change.read ?? []).flatMap((span) => {
+      const lease = state.leases.get(span);
+      return lease?.node === node ? [nowMs - lease.sinceMs] : [];
+    });
     const known = state.members.get(node);
     const has = change.have === undefined && known !== undefined ? known : new SpanSet(change.spanCount, change.have);
     state.members.set(node, has);
@@ -197,13 +210,14 @@ export class MemoryDirectory implements ChunkDirectory {
     for (const span of change.released ?? []) if (state.leases.get(span)?.node === node) this.#free(state, span);
     for (const span of change.fetching ?? []) {
       const lease = state.leases.get(span);
-      if (lease === undefined) this.#lease(state, span, node, nowMs, leaseMs);
-      else if (lease.node === node && nowMs - lease.sinceMs < LEASE_RENEWALS * leaseMs) lease.untilMs = nowMs + leaseMs;
+      if (lease === undefined) this.#lease(state, span, node, nowMs, ttlMs);
+      else if (lease.node === node && nowMs - lease.sinceMs < ageMs) lease.untilMs = nowMs + ttlMs;
     }
     if (change.wants !== undefined) {
       for (const span of new SpanSet(state.spanCount, change.wants).spans()) this.#want(state, span);
     }
     if (change.waiting !== undefined) state.waiting.set(node, { node, ...change.waiting });
+    return took;
   }
 
   #want(state: LayerState, span: number): void {

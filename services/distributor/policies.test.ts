@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { chooseLeases } from './lease-policy.ts';
+import { chooseLeases, LeaseAges } from './lease-policy.ts';
 import { chooseNeighbours } from './neighbour-policy.ts';
 import { suspectsOf } from './report-policy.ts';
 
@@ -35,6 +35,22 @@ test('a node that is alone gets as much as it has room for', () => {
   const alone = [{ node: 'a', load: 0, room: 3 }];
   const grants = chooseLeases({ members: 1, outstanding: 9, waiting: alone, unread: [1, 2, 3, 4] }, round(), limits);
   assert.deepEqual(grants, [{ node: 'a', spans: [1, 2, 3] }]);
+});
+
+test('a lease may be several times as old as reads have lately taken, within bounds', () => {
+  const ages = new LeaseAges();
+  assert.equal(ages.terms.ageMs, 6_000);
+  for (let i = 0; i < 3; i++) ages.took(10);
+  assert.equal(ages.terms.ageMs, 6_000, 'too few to know');
+  ages.took(10);
+  assert.equal(ages.terms.ageMs, 2_000);
+  // One that was slow is no rule.
+  ages.took(9_000);
+  assert.equal(ages.terms.ageMs, 2_000);
+  for (let i = 0; i < 17; i++) ages.took(1_200);
+  assert.equal(ages.terms.ageMs, 4_800);
+  for (let i = 0; i < 40; i++) ages.took(5_000);
+  assert.equal(ages.terms.ageMs, 12_000);
 });
 
 test('most neighbours are of the own zone, some of others, never the node itself', () => {

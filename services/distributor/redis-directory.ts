@@ -10,11 +10,12 @@ import type {
   LayerSummary,
   LayerTable,
   Located,
+  LocateWanted,
   NodeTable,
   ReportTable,
 } from './chunk-directory.ts';
-import { LEASE_RENEWALS, LOCATED_HOLDERS, REPORTS_KEPT } from './directory-limits.ts';
-import type { Grant, LeaseView } from './lease-policy.ts';
+import { LOCATED_HOLDERS, REPORTS_KEPT } from './directory-limits.ts';
+import type { Grant, LeaseTerms, LeaseView } from './lease-policy.ts';
 import { REPORT_LIMITS, type Report } from './report-policy.ts';
 import { openRedis, type RedisClient } from './redis-client.ts';
 import { CHANGE, GRANT, LAYER_KEYS, LEASE, LEAVE, LOOK } from './redis-scripts.ts';
@@ -107,7 +108,7 @@ export class RedisDirectory implements ChunkDirectory {
   };
 
   readonly layers: LayerTable = {
-    change: async (layer, node, change, nowMs, leaseMs) => await this.#change(layer, node, change, nowMs, leaseMs),
+    change: async (layer, node, change, nowMs, terms) => await this.#change(layer, node, change, nowMs, terms),
     leave: async (layer, node) => {
       const staying = (await this.#redis.smembers(key(layer, 'members'))).filter((member) => member !== node);
       const bitmaps = staying.map((member) => bitsKey(layer, member));
@@ -122,8 +123,8 @@ export class RedisDirectory implements ChunkDirectory {
       ]);
       return { total, sample };
     },
-    look: async (layer, nowMs, limits): Promise<LeaseView> => {
-      const answer = (await this.#eval(LOOK, layer, '', [], [nowMs, limits.samples, limits.unread])) as [
+    look: async (layer, nowMs, { ageMs }, { samples, unread: most }): Promise<LeaseView> => {
+      const answer = (await this.#eval(LOOK, layer, '', [], [nowMs, ageMs, samples, most])) as [
         number,
         number,
         string[],
@@ -137,10 +138,10 @@ export class RedisDirectory implements ChunkDirectory {
       }
       return { members, outstanding, waiting, unread: unread.map(Number) };
     },
-    grant: async (layer, grants, nowMs, leaseMs) => {
+    grant: async (layer, grants, nowMs, { ttlMs }) => {
       if (grants.length === 0) return [];
       const list = grants.flatMap(({ node, spans }) => [node, spans.length, ...spans]);
-      const given = (await this.#eval(GRANT, layer, '', [], [nowMs, leaseMs, ...list])) as string[];
+      const given = (await this.#eval(GRANT, layer, '', [], [nowMs, ttlMs, ...list])) as string[];
       const accepted: Grant[] = [];
       for (let at = 0; at < given.length; ) {
         const count = Number(given[at + 1]);
@@ -149,8 +150,7 @@ export class RedisDirectory implements ChunkDirectory {
       }
       return accepted;
     },
-    locate: async (layer, node, spans, without, nowMs, leaseMs) =>
-      await this.#locate(layer, node, spans, without, nowMs, leaseMs),
+    locate: async (layer, wanted, nowMs, terms) => await this.#locate(layer, wanted, nowMs, terms),
     summaries: async (limit) => {
       const layers = (await this.#redis.smembers(LAYERS)).slice(0, limit);
       return (await Promise.all(layers.map(async (hex) => await this.#summary(digestOfHex(hex))))).flat();
@@ -178,7 +178,13 @@ export class RedisDirectory implements ChunkDirectory {
     return (await this.#redis.get(name)) ?? '';
   }
 
-  async #change(layer: Digest, node: string, change: LayerChange, nowMs: number, leaseMs: number): Promise<void> {
+  async #change(
+    layer: Digest,
+    node: string,
+    change: LayerChange,
+    nowMs: number,
+    { ttlMs, ageMs }: LeaseTerms,
+  ): Promise<readonly number[]> {
     const { spanCount } = change;
     const hex = hexOf(layer);
     const lists = {
@@ -194,24 +200,24 @@ export class RedisDirectory implements ChunkDirectory {
       // The node may hold less than it did: the union is made anew without it, then it comes in again.
       if (await this.#redis.sismember(key(layer, 'members'), node)) await this.layers.leave(layer, node, nowMs);
     }
-    await Promise.all([
-      this.#eval(CHANGE, layer, node, [], [node, nowMs, leaseMs, LEASE_RENEWALS, KEEP_MS, JSON.stringify(lists)]),
+    const [took] = await Promise.all([
+      this.#eval(CHANGE, layer, node, [], [node, nowMs, ttlMs, ageMs, KEEP_MS, JSON.stringify(lists)]),
       this.#redis.sadd(LAYERS, hex),
       this.#redis.sadd(layersOf(node), hex),
       this.#redis.pexpire(layersOf(node), KEEP_MS),
     ]);
+    return took as number[];
   }
 
   async #locate(
     layer: Digest,
-    node: string,
-    spans: readonly number[],
-    without: readonly string[],
+    { node, spans, without, slow }: LocateWanted,
     nowMs: number,
-    leaseMs: number,
+    { ttlMs, ageMs }: LeaseTerms,
   ): Promise<readonly Located[]> {
     const members = await this.#redis.srandmember(key(layer, 'members'), LOCATE_SAMPLE);
-    const sample = members.filter((one) => one !== node && !without.includes(one));
+    const useless = new Set([node, ...without, ...slow]);
+    const sample = members.filter((one) => !useless.has(one));
     const bitmaps =
       sample.length === 0 ? [] : await this.#redis.mgetBuffer(...sample.map((one) => bitsKey(layer, one)));
     const holders = new Map(
@@ -229,7 +235,7 @@ export class RedisDirectory implements ChunkDirectory {
             layer,
             '',
             [],
-            [node, nowMs, leaseMs, JSON.stringify(without), ...missing],
+            [node, nowMs, ttlMs, ageMs, JSON.stringify(without), ...missing],
           )) as string[]);
     return spans.map((span): Located => {
       const from = holders.get(span) ?? [];

@@ -6,7 +6,7 @@
  *     kd:{hex}:b:NODE    bitmap of the spans the node holds (Redis numbers bits from the top of a byte: see `toRedisBits`)
  *     kd:{hex}:any       bitmap: the union of them
  *     kd:{hex}:read      bitmap: spans that were ever read from the registry
- *     kd:{hex}:unread    sorted set: spans somebody wants, nobody has and nobody fetches; score = span
+ *     kd:{hex}:unread    sorted set: spans somebody wants, nobody has and nobody fetches, or only one who is slow; score = span
  *     kd:{hex}:leases    hash: span -> NODE|since|until
  *     kd:{hex}:waiting   hash: node -> load|room
  */
@@ -40,12 +40,17 @@ local function read(span)
 end
 `;
 
-/** ARGV: node, now, lease ms, renewals, keep ms, JSON of the change (span lists). */
+/** ARGV: node, now, lease's ms, its age ms, keep ms, JSON of the change (span lists). Returns how long leases of spans were out that it has read. */
 export const CHANGE = `${HEAD}
-local node, now, ms, renewals, keep = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
+local node, now, ms, age, keep = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
+local took = {}
 local change = cjson.decode(ARGV[6])
 redis.call('HSET', meta, 'spans', change.spans)
 redis.call('SADD', members, node)
+for _, span in ipairs(change.read) do
+  local known = lease(span)
+  if known and known.node == node then took[#took + 1] = now - known.since end
+end
 for _, span in ipairs(change.gained) do
   redis.call('SETBIT', own, span, 1)
   redis.call('SETBIT', any, span, 1)
@@ -60,14 +65,14 @@ end
 for _, span in ipairs(change.fetching) do
   local known = lease(span)
   if not known then give(span, node, now, ms)
-  elseif known.node == node and now - known.since < renewals * ms then
+  elseif known.node == node and now - known.since < age then
     redis.call('HSET', leases, span, node .. '|' .. known.since .. '|' .. (now + ms))
   end
 end
 for _, span in ipairs(change.wants) do want(span) end
 if change.waiting then redis.call('HSET', waiting, node, change.waiting) end
 for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, keep) end
-return 1
+return took
 `;
 
 /** KEYS also: the bitmaps of all that stay. ARGV: node. Returns how many members are left. */
@@ -90,24 +95,22 @@ end
 return redis.call('SCARD', members)
 `;
 
-/** ARGV: now, samples, unread. Returns [members, leases, waiting pairs, unread]. */
+/** ARGV: now, lease's age ms, samples, unread. Returns [members, leases, waiting pairs, unread]. */
 export const LOOK = `${HEAD}
-local now = tonumber(ARGV[1])
-local flat = redis.call('HGETALL', leases)
+local now, age = tonumber(ARGV[1]), tonumber(ARGV[2])
+local flat, out = redis.call('HGETALL', leases), 0
 for i = 1, #flat, 2 do
-  local till = tonumber(string.match(flat[i + 1], '|(%d+)$'))
-  if till <= now then free(flat[i]) end
+  local since, till = string.match(flat[i + 1], '|(%d+)|(%d+)$')
+  -- One that is too old stays: what its holder says of it from now on changes nothing.
+  if now - tonumber(since) >= age then redis.call('ZADD', unread, flat[i], flat[i])
+  elseif tonumber(till) <= now then free(flat[i])
+  else out = out + 1 end
 end
 local sample = {}
 if redis.call('HLEN', waiting) > 0 then
-  sample = redis.call('HRANDFIELD', waiting, ARGV[2], 'WITHVALUES')
+  sample = redis.call('HRANDFIELD', waiting, ARGV[3], 'WITHVALUES')
 end
-return {
-  redis.call('SCARD', members),
-  redis.call('HLEN', leases),
-  sample,
-  redis.call('ZRANGE', unread, 0, ARGV[3] - 1),
-}
+return { redis.call('SCARD', members), out, sample, redis.call('ZRANGE', unread, 0, ARGV[4] - 1) }
 `;
 
 /** ARGV: now, lease ms, then for each grant node, number of spans, spans. Returns the same list of what was given. */
@@ -118,7 +121,8 @@ while at <= #ARGV do
   local node, count = ARGV[at], tonumber(ARGV[at + 1])
   local spans = {}
   for i = at + 2, at + 1 + count do
-    if redis.call('ZSCORE', unread, ARGV[i]) then spans[#spans + 1] = ARGV[i] end
+    local known = lease(ARGV[i])
+    if redis.call('ZSCORE', unread, ARGV[i]) and not (known and known.node == node) then spans[#spans + 1] = ARGV[i] end
   end
   if #spans > 0 and redis.call('HDEL', waiting, node) == 1 then
     given[#given + 1] = node
@@ -134,17 +138,17 @@ return given
 `;
 
 /**
- * ARGV: node, now, lease ms, JSON list of nodes that are no use to it, spans. Returns for each span who fetches it: another node, or
+ * ARGV: node, now, lease's ms, its age ms, JSON list of nodes that are no use to it, spans. Returns for each span who fetches it: another node, or
  * '' = leased to the asker now.
  */
 export const LEASE = `${HEAD}
-local node, now, ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local node, now, ms, age = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local useless = { [node] = true }
-for _, other in ipairs(cjson.decode(ARGV[4])) do useless[other] = true end
+for _, other in ipairs(cjson.decode(ARGV[5])) do useless[other] = true end
 local answer = {}
-for i = 5, #ARGV do
+for i = 6, #ARGV do
   local known = lease(ARGV[i])
-  if known and known.till > now and not useless[known.node] then
+  if known and known.till > now and now - known.since < age and not useless[known.node] then
     answer[#answer + 1] = known.node
   else
     give(ARGV[i], node, now, ms)

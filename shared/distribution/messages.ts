@@ -11,7 +11,7 @@ export const DISTRIBUTION_LIMITS = {
   listed: 4096,
   /** Spans located with one request. */
   located: 64,
-  /** Nodes that one does not want to be sent to. */
+  /** Nodes that one does not want to be sent to, of each kind. */
   avoided: 16,
   /** Nodes answered for a span. */
   holders: 4,
@@ -126,8 +126,10 @@ export const locateRequest = z.strictObject({
   node: nodeId,
   layer: digest,
   spans: z.array(span).min(1).max(DISTRIBUTION_LIMITS.located),
-  /** Not from these: they are too slow for the asker. */
+  /** Neither from these nor with them: the asker cannot reach them, or believes them nothing. */
   without: z.array(nodeId).max(DISTRIBUTION_LIMITS.avoided),
+  /** Not from what these have: they are too slow for the asker. */
+  slow: z.array(nodeId).max(DISTRIBUTION_LIMITS.avoided),
 });
 export type LocateRequest = z.infer<typeof locateRequest>;
 export const locateReply = z.object({

@@ -14,6 +14,13 @@ export class BadPeers {
     }
   }
 
+  /** The latest first. */
+  blocked(nowMs: number): string[] {
+    return Array.from(this.#until)
+      .flatMap(([node, untilMs]) => (untilMs > nowMs ? [node] : []))
+      .toReversed();
+  }
+
   isBlocked(node: string, nowMs: number): boolean {
     return (this.#until.get(node) ?? 0) > nowMs;
   }

@@ -16,6 +16,8 @@ export interface Neighbour {
   failures: number;
   /** Spans in a row that it said to have and had not. */
   absent: number;
+  /** When it last said something, if only that it is there. */
+  heardMs: number;
 }
 
 const MAX_NEIGHBOURS = 40;
@@ -63,13 +65,19 @@ export class Neighbourhood {
     return this.#neighbours.get(node);
   }
 
-  /** Nodes from which nothing is to be had in good time: slow, blocked, or lost a moment ago. As many as a message holds. */
-  useless(): string[] {
-    const { rates } = this.#options;
+  /** Nodes from which nothing is to be had, since they are blocked or were lost a moment ago. As many as a message holds. */
+  lost(): string[] {
     const now = performance.now();
     const avoided = Array.from(this.#avoided).flatMap(([node, untilMs]) => (untilMs > now ? [node] : []));
+    const lost = new Set([...avoided.toReversed(), ...this.#options.badPeers.blocked(now)]);
+    return [...lost].slice(0, DISTRIBUTION_LIMITS.avoided);
+  }
+
+  /** Nodes from which nothing is to be had in good time. As many as a message holds. */
+  slow(): string[] {
+    const { rates } = this.#options;
     const slow = Array.from(this.#neighbours.keys()).filter((node) => rates.isSlow(node));
-    return [...slow, ...avoided.toReversed()].slice(0, DISTRIBUTION_LIMITS.avoided);
+    return slow.slice(0, DISTRIBUTION_LIMITS.avoided);
   }
 
   /** False: it cannot be one, or was lost a moment ago. */
@@ -81,7 +89,7 @@ export class Neighbourhood {
     if (node === self || this.#closed || this.#neighbours.size >= MAX_NEIGHBOURS) return false;
     if (badPeers.isBlocked(node, now) || (this.#avoided.get(node) ?? 0) > now) return false;
     this.#avoided.delete(node);
-    const neighbour = { record, stop: new AbortController(), failures: 0, absent: 0 };
+    const neighbour = { record, stop: new AbortController(), failures: 0, absent: 0, heardMs: now };
     this.#neighbours.set(node, neighbour);
     picker.addNeighbour(node);
     const following = this.#follow(neighbour);
@@ -138,6 +146,7 @@ export class Neighbourhood {
         record,
         { layer, capability: membership.capability ?? '', spanCount },
         (changes) => {
+          neighbour.heardMs = performance.now();
           for (const { span, has } of changes) picker.mark(record.node, span, has);
           if (changes.length > 0) changed();
         },

@@ -55,6 +55,8 @@ export class PeerClient {
       readonly capability: string;
       readonly spans: readonly number[];
       readonly expected: (span: number) => number | undefined;
+      /** The answer has begun: what was on its way to the peer is there. */
+      readonly begun: () => void;
     },
     taken: (frame: SpanFrame) => void,
     signal: AbortSignal,
@@ -65,7 +67,7 @@ export class PeerClient {
     const take = (chunk: Uint8Array) => {
       for (const frame of parsed(peer, () => reader.push(chunk))) taken(frame);
     };
-    await this.#get(peer, path, ask.capability, take, signal);
+    await this.#get(peer, path, ask.capability, take, signal, ask.begun);
     parsed(peer, () => reader.end());
   }
 
@@ -95,6 +97,7 @@ export class PeerClient {
     capability: string,
     take: (chunk: Uint8Array) => void,
     signal: AbortSignal,
+    started: () => void = () => {},
   ): Promise<void> {
     signal.throwIfAborted();
     const host = peer.host.includes(':') ? `[${peer.host}]` : peer.host;
@@ -127,7 +130,8 @@ export class PeerClient {
           },
           onResponseStart: (_, status, headers) => {
             begun = true;
-            if (status !== 200) refused = statusError(peer, status, headers['x-retry-after-ms']);
+            if (status === 200) started();
+            else refused = statusError(peer, status, headers['x-retry-after-ms']);
           },
           onResponseData: (_, chunk) => {
             try {

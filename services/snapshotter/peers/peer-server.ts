@@ -146,6 +146,8 @@ export class PeerServer implements AsyncDisposable {
     using slot = await this.#slots.take(signal);
     if (slot === undefined) return this.#busy(response);
     response.writeHead(200, { 'content-type': packs ? PACKED_SPANS : PLAIN_SPANS });
+    // Whoever asks measures from here on how fast we are.
+    response.flushHeaders();
     for (const span of spans) {
       const sent = await this.#bytesOf(layer, span, packs);
       await this.#write(response, frameHeader(span, sent?.bytes.length, sent?.packed), signal);

@@ -1,5 +1,4 @@
 import type { Digest } from '#shared/digest/digest.ts';
-import { DISTRIBUTION_LIMITS } from '#shared/distribution/messages.ts';
 import type { SpanMap } from '#shared/layer/span-map.ts';
 import type { SpanBytes } from '../layers/span-source.ts';
 import type { SpanPicker } from './span-picker.ts';
@@ -56,9 +55,8 @@ export class RegistryReads {
     return this.#reading.has(span);
   }
 
-  /** As many as can be told in one message. */
-  list(): number[] {
-    return [...this.#reading].slice(0, DISTRIBUTION_LIMITS.listed);
+  spans(): Iterable<number> {
+    return this.#reading;
   }
 
   /** Another node reads the span, as far as is known: it must not be chosen to be read here now. */

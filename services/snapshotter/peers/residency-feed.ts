@@ -8,7 +8,7 @@ import {
 } from '#shared/distribution/residency-frames.ts';
 import type { SpanHolder } from './span-holder.ts';
 
-const BEAT_MS = 2_000;
+const BEAT_MS = 1_000;
 /** Of one layer; a neighbour beyond that finds others. */
 const FOLLOWERS = 128;
 /** A follower that takes nothing loses the stream before it costs more memory than this. */

@@ -63,8 +63,25 @@ test('a peer of which nothing comes is slow, until something does or it has been
 
 test('small transfers make nobody slow', () => {
   const rates = new SourceRates(() => 0);
-  for (let i = 0; i < 20; i++) rates.took('a', 5_000, 60);
+  for (let i = 0; i < 20; i++) rates.took('a', 5_000, 2_000);
   assert.equal(rates.isSlow('a'), false);
+});
+
+test('while nothing has come from the registry a peer is slow beside the others: where all are, none is', () => {
+  const rates = new SourceRates(() => 0);
+  rates.took('a', MiB, 16_000);
+  assert.equal(rates.isSlow('a'), true, 'there is no other');
+  rates.took('b', MiB, 9_000);
+  rates.took('c', MiB, 12_000);
+  assert.deepEqual(
+    ['a', 'b', 'c'].filter((node) => rates.isSlow(node)),
+    [],
+  );
+  rates.took('d', MiB, 60_000);
+  assert.deepEqual(
+    ['a', 'b', 'c', 'd'].filter((node) => rates.isSlow(node)),
+    ['d'],
+  );
 });
 
 test('those who gave most are named, and only so many nodes are remembered', () => {

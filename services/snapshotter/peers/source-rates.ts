@@ -1,7 +1,8 @@
-/** Payload of one transfer, as `PICK_LIMITS.groupBytes`: what sources are compared by. */
+/**
+ * Payload of one transfer, as `PICK_LIMITS.groupBytes`: what sources are compared by. What is smaller says more of delays than of a rate:
+ * it counts as though it had been so large.
+ */
 const GROUP_BYTES = 512 * 1024;
-/** What is smaller says more of delays than of a rate: it counts as though it had been so large. */
-const LEAST_BYTES = 128 * 1024;
 /** What an older measurement still counts beside the next. */
 const KEPT = 0.7;
 /** A rate not measured for so long is forgotten: whoever was slow is tried again. */
@@ -12,7 +13,7 @@ const REMEMBERED = 1024;
  * while now and then, and what is read elsewhere is read twice.
  */
 const SLOW_MS = 2_500;
-/** One that needs longer is, where it is slower than the registry by this factor. */
+/** One that needs longer is, where it is slower than the registry by this factor; while that is not known, than other peers. */
 const SLOW_FACTOR = 4;
 /** A peer of which nothing has come for so long that was asked for is slow, until something does. */
 const STALLED_MS = 2_500;
@@ -62,7 +63,7 @@ export class SourceRates {
   atMost(node: string, bytes: number, ms: number): void {
     this.#stalled.set(node, this.#now() - ms);
     const known = this.#known(node);
-    const counted = Math.max(LEAST_BYTES, bytes);
+    const counted = Math.max(GROUP_BYTES, bytes);
     if (known !== undefined && known.bytes / known.ms < counted / ms) return;
     this.#set(node, added(undefined, bytes, ms, this.#now()), 0);
   }
@@ -89,9 +90,8 @@ export class SourceRates {
     if (peerMs === undefined || now - this.#registryFailedMs < FAILED_MS) return false;
     if (now - (this.#stalled.get(node) ?? now) > STALLED_MS) return true;
     if (peerMs <= SLOW_MS) return false;
-    const registry = this.#registry;
-    if (registry === undefined || now - registry.atMs > KNOWN_MS) return true;
-    return peerMs > (SLOW_FACTOR * GROUP_BYTES * registry.ms) / registry.bytes;
+    const usualMs = this.#registryMs() ?? this.#medianMs(node);
+    return usualMs === undefined || peerMs > SLOW_FACTOR * usualMs;
   }
 
   /** Who has given most, most first; of those that are remembered. */
@@ -114,6 +114,21 @@ export class SourceRates {
     }
   }
 
+  /** Of a group. */
+  #registryMs(): number | undefined {
+    const registry = this.#registry;
+    if (registry === undefined || this.#now() - registry.atMs > KNOWN_MS) return undefined;
+    return (GROUP_BYTES * registry.ms) / registry.bytes;
+  }
+
+  /** Of a group, from other peers. */
+  #medianMs(but: string): number | undefined {
+    const others = Array.from(this.#peers.keys()).flatMap((node) =>
+      node === but ? [] : (this.msFor(node, GROUP_BYTES) ?? []),
+    );
+    return others.toSorted((a, b) => a - b)[others.length >> 1];
+  }
+
   #known(node: string): Measured | undefined {
     const known = this.#peers.get(node);
     return known !== undefined && this.#now() - known.atMs <= KNOWN_MS ? known : undefined;
@@ -122,7 +137,7 @@ export class SourceRates {
 
 function added(before: Rate | undefined, bytes: number, ms: number, atMs: number): Rate {
   return {
-    bytes: (before?.bytes ?? 0) * KEPT + Math.max(LEAST_BYTES, bytes),
+    bytes: (before?.bytes ?? 0) * KEPT + Math.max(GROUP_BYTES, bytes),
     ms: (before?.ms ?? 0) * KEPT + Math.max(1, ms),
     atMs,
   };

@@ -15,9 +15,11 @@ export const SWARM_LIMITS = {
   unverified: 96,
   /** A span that nobody is known to have is asked about after this long without any progress. */
   stallMs: 1_000,
+  /** A neighbour that is there beats more often: one that has been silent for so long is cut off or stands still. */
+  silentMs: 3_000,
   /** A span that was not where it was said to be is asked about again after this. */
   absentMs: 50,
-  /** Spans that nobody waits for, of one question where they are. */
+  /** Spans that no reader waits for, of one question where they are. */
   located: 16,
   /** What a reader waits for is read from the registry after this long, whoever was to bring it. */
   patienceMs: 2_000,

@@ -66,6 +66,8 @@ export class Swarm {
   /** Who sent a span that is not verified yet, and when. */
   readonly #senders = new Map<number, Sent>();
   readonly #located = new Map<number, number>();
+  /** Wanted again, since the neighbour that was asked lets us wait for them too long. */
+  readonly #late = new Set<number>();
   readonly #stopping = new AbortController();
   readonly #running = new Set<Promise<void>>();
   readonly #stops: (() => void)[];
@@ -95,7 +97,7 @@ export class Swarm {
       ...deps,
       layer,
       spanCount: map.spanCount,
-      state: () => ({ origins: this.#origins, wants: this.#wants(), fetching: this.#reads.list() }),
+      state: () => ({ origins: this.#origins, wants: this.#wants(), fetching: this.#fetching() }),
       joined: (neighbours) => {
         this.#wantsSaid = true;
         this.#waiting = false;
@@ -228,6 +230,7 @@ export class Swarm {
       this.#locate(now, this.#picker.nowhere(DISTRIBUTION_LIMITS.located, true));
       // Nothing is under way: what only slow neighbours have is looked for elsewhere.
       if (this.#works.size === 0) this.#locate(now, this.#picker.slowOnly(SWARM_LIMITS.located));
+      this.#locate(now, this.#stillLate());
     }
     const restMs = this.#picker.nextRestMs(now);
     if (restMs !== undefined) setTimeout(() => this.#pumpSoon(), Math.ceil(restMs - now)).unref();
@@ -313,17 +316,25 @@ export class Swarm {
     const work: Work = { missing: new Set(pick.spans), abort: new AbortController() };
     this.#works.add(work);
     let hedged = false;
+    const startMs = performance.now();
+    // Until then it may wait for the spans itself, which is nothing that its link could help.
+    let begunMs: number | undefined;
     const hedge = () => {
       hedged = true;
       metrics.hedged.inc();
-      rates.atMost(record.node, pick.bytes, performance.now() - startMs);
-      for (const span of work.missing) this.#picker.release(span);
+      const now = performance.now();
+      if (begunMs !== undefined || now - neighbour.heardMs > SWARM_LIMITS.silentMs) {
+        rates.atMost(record.node, pick.bytes, now - (begunMs ?? startMs));
+      }
+      for (const span of work.missing) {
+        this.#picker.release(span);
+        this.#late.add(span);
+      }
       this.#pumpSoon();
     };
     const timer = setTimeout(hedge, pace.hedgeMs);
     let restUntilMs = 0;
     let outcome = 'received';
-    const startMs = performance.now();
     let bytesCame = 0;
     try {
       const ask = {
@@ -331,6 +342,9 @@ export class Swarm {
         capability,
         spans: pick.spans,
         expected: (span: number) => (span < this.#map.spanCount ? this.#map.payloadLength(span) : undefined),
+        begun: () => {
+          begunMs = performance.now();
+        },
       };
       await client.spans(
         record,
@@ -365,7 +379,7 @@ export class Swarm {
       if (outcome !== 'superseded') restUntilMs = performance.now() + afterMs * (0.75 + Math.random() / 2);
     } finally {
       clearTimeout(timer);
-      if (bytesCame > 0) rates.took(record.node, bytesCame, performance.now() - startMs);
+      if (bytesCame > 0) rates.took(record.node, bytesCame, performance.now() - (begunMs ?? startMs));
       this.#works.delete(work);
       metrics.requests.inc({ outcome });
       this.#picker.ended(pick, hedged ? [] : [...work.missing].filter((span) => this.#calls.has(span)), restUntilMs);
@@ -412,22 +426,25 @@ export class Swarm {
   }
 
   /** Asks who else has what no neighbour has that is fast enough; what nobody has is leased to us. */
+  #stillLate(): number[] {
+    for (const span of this.#late) if (!this.#picker.isWanted(span)) this.#late.delete(span);
+    return [...this.#late].slice(0, SWARM_LIMITS.located);
+  }
+
   #locate(now: number, wanted: readonly number[]): void {
     const spans = wanted.filter((span) => now - (this.#located.get(span) ?? -Infinity) > SWARM_LIMITS.stallMs);
     // Before it has joined nobody would give it anything.
     if (spans.length === 0 || this.#membership.capability === undefined) return;
     for (const span of spans) this.#located.set(span, now);
+    const without = this.#neighbours.lost();
+    const slow = this.#neighbours.slow();
     this.#track(
-      this.#deps.link.locate(this.layer, spans, this.#neighbours.useless(), this.#stopping.signal).then(
+      this.#deps.link.locate({ layer: this.layer, spans, without, slow }, this.#stopping.signal).then(
         ({ leased, elsewhere }) => {
           this.#leased(leased);
           for (const { span, from } of elsewhere) {
-            const usable = from.filter((record) => this.#neighbours.add(record));
-            // It may still be fetching it: then it lets us wait.
-            for (const { node } of usable) this.#picker.mark(node, span, true);
-            const lost = usable.length === 0 && this.#picker.isWanted(span);
-            // Whoever has it has gone, or is blocked.
-            if (lost) this.#track(this.#readFrom(span, 'lost'));
+            // It may still be fetching it: then it lets us wait. One that cannot be used is left out of the next question.
+            for (const record of from) if (this.#neighbours.add(record)) this.#picker.mark(record.node, span, true);
           }
           this.#pumpSoon();
         },
@@ -448,9 +465,8 @@ export class Swarm {
     }
     this.#membership.check(this.#neighbours.size);
     if (now - this.#askedMs > SWARM_LIMITS.stallMs) this.#waiting = false;
-    if (this.#reads.size > 0) {
-      this.#deps.outbox.say(this.layer, this.#map.spanCount, { fetching: this.#reads.list() });
-    }
+    const fetching = this.#fetching();
+    if (fetching.length > 0) this.#deps.outbox.say(this.layer, this.#map.spanCount, { fetching });
     const stalled = now - this.#progressMs > SWARM_LIMITS.stallMs;
     if (stalled && !this.#decidesAlone()) this.#locate(now, this.#picker.nowhere(SWARM_LIMITS.located, false));
     // Whatever else is wrong, a reader gets its bytes.
@@ -462,6 +478,12 @@ export class Swarm {
       this.#track(this.#reads.read([span], 'impatient'));
     }
     this.#pumpSoon();
+  }
+
+  /** What this node reads from the registry, until others can have it from here. As many as can be told in one message. */
+  #fetching(): number[] {
+    const unverified = Array.from(this.#senders).flatMap(([span, { node }]) => (node === REGISTRY ? [span] : []));
+    return [...this.#reads.spans(), ...unverified].slice(0, DISTRIBUTION_LIMITS.listed);
   }
 
   #wants(): SpanSet {
