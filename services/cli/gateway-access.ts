@@ -6,7 +6,7 @@ const ANSWER_MS = 30_000;
 
 export class GatewayError extends Error {
   override readonly name = 'GatewayError';
-  readonly code: 'unreachable' | 'refused';
+  readonly code: 'unreachable' | 'refused' | 'invalid';
   constructor(code: GatewayError['code'], message: string, options?: ErrorOptions) {
     super(message, options);
     this.code = code;
@@ -20,6 +20,9 @@ export async function sendToGateway(
   event: KindlingEvent,
   signal: AbortSignal,
 ): Promise<void> {
+  if (!/^https?:\/\//.test(gateway) || !URL.canParse(gateway)) {
+    throw new GatewayError('invalid', `Cannot send to ${gateway}: the gateway is a URL such as http://127.0.0.1:8460`);
+  }
   const url = new URL('/v1/events', gateway);
   let response: Response;
   try {

@@ -27,6 +27,15 @@ describe('NATS', { skip: NatsProcess.missing() }, () => {
     };
   });
 
+  test('a bus closes at once while its server is away', async () => {
+    await using server = await NatsProcess.start();
+    const bus = busOf(server.url);
+    await eventually(() => Promise.resolve(bus.connected()));
+    await server[Symbol.asyncDispose]();
+    await eventually(() => Promise.resolve(!bus.connected()));
+    await bus[Symbol.asyncDispose]();
+  });
+
   test('NATS killed and back: calls fail within a bound, nothing durable is lost, consumers go on by themselves', async () => {
     await using server = await NatsProcess.start();
     await using bus = busOf(server.url);

@@ -64,6 +64,8 @@ export class NatsLink implements AsyncDisposable {
   readonly #callbacks = new Set<(link: Link) => void>();
   readonly #loop: Promise<void>;
   #state: State | undefined;
+  /** Why the last attempt to connect failed. */
+  #refused = false;
 
   constructor(options: NatsOptions) {
     this.options = options;
@@ -142,7 +144,7 @@ export class NatsLink implements AsyncDisposable {
   #unavailable(what: string, cause?: unknown): BusError {
     return new BusError(
       'unavailable',
-      `Cannot ${what}: no connection to NATS at ${shown(this.options.url)}; is it up?`,
+      `Cannot ${what}: no connection to NATS at ${shown(this.options.url)}; ${this.#refused ? 'it refuses our credentials' : 'is it up?'}`,
       { cause },
     );
   }
@@ -155,12 +157,14 @@ export class NatsLink implements AsyncDisposable {
       try {
         connection = await connect(connectionOptions(this.options));
       } catch (error) {
+        this.#refused = isRefusal(error);
         if (!said) logger.warn({ err: error, nats: shown(this.options.url) }, 'NATS cannot be reached; trying on');
         said = true;
         await pause(RETRY_MS + randomInt(RETRY_MS), this.#stop.signal);
         continue;
       }
       said = false;
+      this.#refused = false;
       try {
         await this.#attend(connection);
       } catch (error) {
@@ -175,11 +179,15 @@ export class NatsLink implements AsyncDisposable {
   async #attend(connection: NatsConnection): Promise<void> {
     if (this.#stop.signal.aborted) return;
     await this.#establish(connection);
+    // While it is away the client would try for ever, and know nothing of our end.
+    const close = (): void => void connection.close();
+    this.#stop.signal.addEventListener('abort', close, { once: true });
     // Not waited for: the client's status iterator does not end with the connection.
     this.#watch(connection).catch((error: unknown) => {
       this.options.logger.warn({ err: error }, 'cannot follow the connection to NATS');
     });
     await connection.closed();
+    this.#stop.signal.removeEventListener('abort', close);
   }
 
   async #watch(connection: NatsConnection): Promise<void> {
@@ -232,6 +240,10 @@ function connectionOptions(options: NatsOptions): ConnectionOptions {
     pingInterval: PING_MS,
     maxPingOut: 2,
   };
+}
+
+function isRefusal(error: unknown): boolean {
+  return error instanceof Error && 'code' in error && /^AUTH/.test(String(error.code));
 }
 
 /** Without user and password. */

@@ -10,6 +10,7 @@ export function createLogger(service: string, level = 'info'): Logger {
       level,
       base: { service },
       timestamp: pino.stdTimeFunctions.isoTime,
+      serializers: { err: errorFields },
       redact: {
         paths: [
           'authorization',
@@ -28,6 +29,13 @@ export function createLogger(service: string, level = 'info'): Logger {
     },
     pino.destination({ dest: 2, sync: true }),
   );
+}
+
+/** An error of ioredis carries the command that failed with all its arguments: passwords and keys. */
+function errorFields(error: unknown): unknown {
+  if (!(error instanceof Error)) return error;
+  const { command, ...fields } = pino.stdSerializers.err(error) as object & { readonly command?: unknown };
+  return fields;
 }
 
 export const silentLogger: Logger = pino({ level: 'silent' });

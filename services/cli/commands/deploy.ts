@@ -5,6 +5,7 @@ import { subjectOf, toBus, fromBus, type ImageIndexed } from '#shared/events/ima
 import { formatReference, parseReference } from '#shared/registry/reference.ts';
 import { clusterAccess } from '../cluster-access.ts';
 import { sendToGateway } from '../gateway-access.ts';
+import { wholeNumber } from '../option-values.ts';
 import { untilInterrupted } from '../until-interrupted.ts';
 
 interface Flags {
@@ -12,7 +13,7 @@ interface Flags {
   readonly nats?: string;
   readonly gateway?: string;
   readonly wait?: true;
-  readonly timeout: string;
+  readonly timeout: number;
   readonly json?: true;
 }
 
@@ -30,7 +31,7 @@ export function command(): Command {
       'send it to this gateway instead, such as http://127.0.0.1:8460, with the first token of $KINDLING_GATEWAY_TOKENS',
     )
     .option('--wait', 'wait until the image is indexed; not with --gateway')
-    .option('--timeout <seconds>', 'how long to wait at most', '600')
+    .option('--timeout <seconds>', 'how long to wait at most', wholeNumber, 600)
     .option('--json', 'print as JSON')
     .action(async (image: string, flags: Flags) => {
       await untilInterrupted((signal) => deploy(image, flags, signal));
@@ -68,7 +69,7 @@ async function deploy(image: string, flags: Flags, signal: AbortSignal): Promise
     print(flags, { id, ...data }, `${name} is announced (event ${id})`);
     return;
   }
-  const ends = AbortSignal.any([signal, AbortSignal.timeout(Number(flags.timeout) * 1000)]);
+  const ends = AbortSignal.any([signal, AbortSignal.timeout(flags.timeout * 1000)]);
   const done = await Promise.race([
     indexed.promise,
     new Promise<never>((_, reject) => {
@@ -78,7 +79,9 @@ async function deploy(image: string, flags: Flags, signal: AbortSignal): Promise
           reject(
             signal.aborted
               ? new Error('interrupted')
-              : new Error(`${name} is announced, but not indexed after ${flags.timeout} s; is an indexer running?`),
+              : new Error(
+                  `${name} is announced, but not indexed after ${flags.timeout} s; is an indexer running, and can it read the image? See its log, and: kindling events dead`,
+                ),
           ),
         { once: true },
       );

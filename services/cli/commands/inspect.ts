@@ -42,6 +42,11 @@ interface LayerReport extends Partial<IndexSummary> {
   readonly lazy: string;
 }
 
+class InspectError extends Error {
+  override readonly name = 'InspectError';
+  readonly code = 'not-found';
+}
+
 export function command(): Command {
   const inspectCommand = new Command('inspect')
     .summary('say what an image consists of, which layers will be lazy, and why the others will not')
@@ -57,6 +62,7 @@ export function command(): Command {
         (found) => found.isFile(),
         () => false,
       );
+      if (!isFile && /^[./]/.test(target)) throw new InspectError(`Cannot inspect ${target}: there is no such file`);
       if (isFile) await inspectFile(target, flags, signal);
       else await inspectImage(target, flags, signal);
     });

@@ -2,10 +2,11 @@ import { Command } from 'commander';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { agentOf, controlSocketOption, type AgentFlags } from '../agent-access.ts';
 import { EXIT } from '../exit-code.ts';
+import { wholeNumber } from '../option-values.ts';
 import { untilInterrupted } from '../until-interrupted.ts';
 
 interface Flags extends AgentFlags {
-  readonly timeout: string;
+  readonly timeout: number;
   readonly json?: true;
 }
 
@@ -16,7 +17,7 @@ export function command(): Command {
     .summary("replace the agent's code by the version on disk, under running containers")
     .description('The keeper rolls back a version that does not come up. Containers notice a short wait at most.')
     .addOption(controlSocketOption())
-    .option('--timeout <seconds>', 'how long to wait for the new agent', '60')
+    .option('--timeout <seconds>', 'how long to wait for the new agent', wholeNumber, 60)
     .option('--json', 'print as JSON')
     .action(async (flags: Flags) => {
       await untilInterrupted((signal) => reloadAgent(flags, signal));
@@ -28,7 +29,7 @@ async function reloadAgent(flags: Flags, signal: AbortSignal): Promise<void> {
   const agent = agentOf(flags);
   const before = await agent.status(signal);
   await agent.reload(signal);
-  const deadline = Date.now() + Number(flags.timeout) * 1000;
+  const deadline = Date.now() + flags.timeout * 1000;
   while (Date.now() < deadline) {
     await sleep(CHECK_MS, undefined, { signal });
     // Between two agents nobody answers.

@@ -1,6 +1,7 @@
 import { Command } from 'commander';
 import type { ControlClient } from '#shared/control/control-client.ts';
 import type { PullEvent } from '#shared/control/control-protocol.ts';
+import { parseReference } from '#shared/registry/reference.ts';
 import { agentOf, controlSocketOption, type AgentFlags } from '../agent-access.ts';
 import { byteText } from '../byte-text.ts';
 import { ProgressBar } from '../progress-bar.ts';
@@ -37,6 +38,8 @@ export function command(): Command {
     .option('--platform <os/arch>', 'platform to choose from an index (default: this machine)')
     .option('--json', 'print the result as JSON')
     .action(async (image: string, flags: Flags) => {
+      // What is no reference is said as that, whether or not an agent is there.
+      parseReference(image);
       await untilInterrupted(async (signal) => {
         const { done, layers } = await pullImage(agentOf(flags), image, flags, signal);
         if (flags.json) {
