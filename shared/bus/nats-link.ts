@@ -243,7 +243,7 @@ function connectionOptions(options: NatsOptions): ConnectionOptions {
 }
 
 function isRefusal(error: unknown): boolean {
-  return error instanceof Error && 'code' in error && /^AUTH/.test(String(error.code));
+  return error instanceof Error && 'code' in error && String(error.code).startsWith('AUTH');
 }
 
 /** Without user and password. */

@@ -34,7 +34,7 @@ export function createLogger(service: string, level = 'info'): Logger {
 /** An error of ioredis carries the command that failed with all its arguments: passwords and keys. */
 function errorFields(error: unknown): unknown {
   if (!(error instanceof Error)) return error;
-  const { command, ...fields } = pino.stdSerializers.err(error) as object & { readonly command?: unknown };
+  const { command: _left, ...fields } = pino.stdSerializers.err(error) as object & { readonly command?: unknown };
   return fields;
 }
 
