@@ -1,5 +1,6 @@
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { Bus } from '#shared/bus/bus.ts';
 import { openBus } from '#shared/bus/open-bus.ts';
 import { SettingsError } from '#shared/config/settings.ts';
@@ -32,6 +33,9 @@ import { SessionEvents } from './session-events.ts';
 
 /** Longer than a keeper takes from unmounting to the signal. */
 const SESSION_GRACE_MS = 2_000;
+
+/** containerd waits this much longer at most, where readers wait for a registry that takes its time. */
+const READERS_FIRST_MS = 300;
 
 /** How the agent came to run. */
 export interface AgentStart {
@@ -71,10 +75,9 @@ export async function runAgent(
   };
   const trusted = new AllowedRepositories(values.trustedIndexes);
   const statistics = new LayerStatistics({ metrics, logger });
-  const workers = new WorkerPool({ size: values.workers });
+  const workers = first?.workers ?? new WorkerPool({ size: values.workers });
+  workers.resize(values.workers);
   closing.defer(() => workers.close());
-  // Readers wait for what is not here: a thread comes up while this one goes on.
-  if (first !== undefined) workers.warm(1);
   const mounts = new LayerMounts(join(dataDir, 'm'), createMounter());
   const fuseDir = link?.fuse?.directory ?? fuseDirOf(dataDir);
   const registrySource = new StreamSource(new RegistrySource(registry), registry);
@@ -126,6 +129,8 @@ export async function runAgent(
     }, SESSION_GRACE_MS).unref();
   });
 
+  // Who has waited since the last agent ended has waited long enough: loading what is next would keep the loop busy.
+  if (first !== undefined) await Promise.race([first.layers.waitersAnswered(), sleep(READERS_FIRST_MS)]);
   const { NodeServices } = await import('./node-services.ts');
   const services = closing.use(
     await NodeServices.open(

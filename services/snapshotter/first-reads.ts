@@ -1,6 +1,7 @@
 import { openDeviceSession } from './fuse/device-session.ts';
 import type { FuseSession } from './fuse/fuse-session.ts';
 import { FoundLayers } from './layers/found-layers.ts';
+import { WorkerPool } from './layers/worker-pool.ts';
 import { SessionEvents } from './session-events.ts';
 
 /** A session that serves already, before the agent is there. */
@@ -8,6 +9,8 @@ export interface FirstReads {
   readonly session: FuseSession;
   readonly layers: FoundLayers;
   readonly events: SessionEvents;
+  /** One of its threads comes up meanwhile, for those who wait for what is not here. */
+  readonly workers: WorkerPool;
   /** When it began to serve, in ms since the start of the process. */
   readonly atMs: number;
 }
@@ -27,5 +30,8 @@ export async function openFirstReads(
   if (layers === undefined) return undefined;
   const events = new SessionEvents(dataDir);
   const session = openDeviceSession({ ...fuse, files: layers, events });
-  return { session, layers, events, atMs: performance.now() };
+  const atMs = performance.now();
+  const workers = new WorkerPool({ size: 2 });
+  workers.warm(1);
+  return { session, layers, events, workers, atMs };
 }

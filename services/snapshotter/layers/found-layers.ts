@@ -35,6 +35,8 @@ export class FoundLayers implements LayerFiles {
   readonly #byInode: ReadonlyMap<bigint, FoundLayer>;
   readonly #open = new Map<bigint, OpenLayer | undefined>();
   readonly #handedOver = Promise.withResolvers<LayerFiles>();
+  /** Reads that wait, or did, for `handOver`. */
+  readonly #handedOn = new Set<Promise<unknown>>();
   #next: LayerFiles | undefined;
   #served = 0;
 
@@ -62,6 +64,11 @@ export class FoundLayers implements LayerFiles {
     this.#open.clear();
   }
 
+  /** Resolves when those who waited for `handOver` have their bytes, or an error. */
+  async waitersAnswered(): Promise<void> {
+    await Promise.allSettled(this.#handedOn);
+  }
+
   list(): readonly LayerFile[] {
     return this.#next?.list() ?? [...this.#byName.values()];
   }
@@ -86,8 +93,14 @@ export class FoundLayers implements LayerFiles {
         return here;
       }
     }
-    const files = this.#next ?? (await this.#untilHandedOver(signal));
-    return await files.read(file, offset, length, signal, into);
+    if (this.#next !== undefined) return await this.#next.read(file, offset, length, signal, into);
+    const reading = this.#untilHandedOver(signal).then((files) => files.read(file, offset, length, signal, into));
+    this.#handedOn.add(reading);
+    try {
+      return await reading;
+    } finally {
+      this.#handedOn.delete(reading);
+    }
   }
 
   /** undefined where not all of it is here, or something is wrong: the store finds out what, and says it. */

@@ -49,7 +49,7 @@ const ORDER: readonly FetchPriority[] = ['demand', 'prefetch', 'background'];
  * that a demand read never waits for another's build or background span. Threads start when they are first needed.
  */
 export class WorkerPool {
-  readonly #size: number;
+  #size: number;
   readonly #queues: Record<FetchPriority, Pending[]> = { demand: [], prefetch: [], background: [] };
   readonly #slots: Slot[] = [];
   readonly #entry: URL;
@@ -65,6 +65,12 @@ export class WorkerPool {
   /** A number that changes with each job and each thread's end. */
   get activity(): number {
     return this.#activity;
+  }
+
+  /** How many threads there may be, from now on. */
+  resize(size: number): void {
+    this.#size = Math.max(2, size);
+    this.#dispatch();
   }
 
   /** Starts `count` threads before there is work for them: a thread takes some 50 ms to come up. */
