@@ -1,5 +1,5 @@
 import type { Agent, Dispatcher } from 'undici';
-import { newHttpAgent, newProxyAgent } from './http-agent.ts';
+import { newHttpAgent, newProxyAgent } from '#shared/http/http-agent.ts';
 import { RegistryError } from './registry-error.ts';
 
 export const TRANSPORT_LIMITS = {

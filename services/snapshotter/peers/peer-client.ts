@@ -1,8 +1,9 @@
-import { Agent } from 'undici';
+import type { Dispatcher } from 'undici';
 import type { Digest } from '#shared/digest/digest.ts';
 import type { NodeRecord } from '#shared/distribution/messages.ts';
 import { ResidencyReader, type ResidencyChange } from '#shared/distribution/residency-frames.ts';
 import { formatSpanRuns, FrameReader, PACKED_SPANS, type SpanFrame } from '#shared/distribution/span-frames.ts';
+import { newHttpAgent } from '#shared/http/http-agent.ts';
 import { releaseBytes } from './release-bytes.ts';
 
 export class PeerError extends Error {
@@ -34,10 +35,10 @@ const MAX_RETRY_AFTER_MS = 5_000;
 
 /** Asks other nodes. Their addresses come from the distributor's records only. */
 export class PeerClient {
-  readonly #agent: Agent;
+  readonly #agent: Dispatcher;
 
   constructor(tls: PeerTls | undefined) {
-    this.#agent = new Agent({
+    this.#agent = newHttpAgent({
       connections: CONNECTIONS_PER_PEER,
       pipelining: 1,
       headersTimeout: HEADERS_TIMEOUT_MS,

@@ -1,5 +1,4 @@
-import { createServer as createHttpServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
-import { createServer as createHttpsServer } from 'node:https';
+import type { IncomingMessage, Server, ServerResponse } from 'node:http';
 import { once } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { KeyObject } from 'node:crypto';
@@ -7,6 +6,7 @@ import { isDigest, type Digest } from '#shared/digest/digest.ts';
 import type { Capability } from '#shared/distribution/capability.ts';
 import { DISTRIBUTION_LIMITS, type NodeRecord } from '#shared/distribution/messages.ts';
 import { frameHeader, PACKED_SPANS, parseSpanRuns, PLAIN_SPANS } from '#shared/distribution/span-frames.ts';
+import { createServer } from '#shared/http/node-http.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
 import { CapabilityChecks } from './capability-checks.ts';
 import { releaseBytes } from './release-bytes.ts';
@@ -75,8 +75,13 @@ export class PeerServer implements AsyncDisposable {
     const { tls } = options;
     const server =
       tls === undefined
-        ? createHttpServer()
-        : createHttpsServer({ ...tls, requestCert: true, rejectUnauthorized: true, minVersion: 'TLSv1.3' });
+        ? createServer()
+        : (await import('node:https')).createServer({
+            ...tls,
+            requestCert: true,
+            rejectUnauthorized: true,
+            minVersion: 'TLSv1.3',
+          });
     server.maxConnections = MAX_CONNECTIONS;
     server.keepAliveTimeout = 30_000;
     await new Promise<void>((resolve, reject) => {
