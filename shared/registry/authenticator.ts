@@ -2,7 +2,8 @@ import { z } from 'zod';
 import { type BackOff, delayAfter, retryAfterMs } from './back-off.ts';
 import { parseChallenge, type Challenge } from './challenge.ts';
 import type { Credential, CredentialSource } from './credentials.ts';
-import { type Endpoint, isLoopback } from './endpoints.ts';
+import type { Endpoint } from './endpoints.ts';
+import { isLinkLocal, isLoopback } from './own-address.ts';
 import { RegistryError } from './registry-error.ts';
 import { SingleFlight } from './single-flight.ts';
 import { sleep } from './sleep.ts';
@@ -142,7 +143,10 @@ export class Authenticator {
     }
   }
 
-  /** A token server is named by the registry: it must not be a way to make us send a password in the clear. */
+  /**
+   * A token server is named by the registry: it must not be a way to make us send a password in the clear, nor to make us ask what
+   * only this machine reaches.
+   */
   #realmOf(endpoint: Endpoint, text: string): URL {
     const { host } = endpoint;
     const realm = URL.canParse(text) ? new URL(text) : undefined;
@@ -150,6 +154,14 @@ export class Authenticator {
       throw new RegistryError('bad-answer', `${host} names a token server that is no URL: ${text.slice(0, 200)}`, {
         host,
       });
+    }
+    const isInside = isLoopback(realm.host) && !isLoopback(new URL(endpoint.base).host);
+    if (isInside || isLinkLocal(realm.host)) {
+      throw new RegistryError(
+        'refused',
+        `Refused to ask ${realm.host} for a token: ${host} names it, and it is not a public address`,
+        { host },
+      );
     }
     if (realm.protocol === 'http:' && endpoint.base.startsWith('https:') && !isLoopback(realm.host)) {
       throw new RegistryError(

@@ -216,15 +216,14 @@ export class BlobReader {
 /** Cuts what is wanted out of a body; a 200 in answer to a range is the whole blob from its first byte. */
 async function* wantedChunks(answer: Answer, start: number, end: number | undefined): AsyncGenerator<Buffer> {
   let at = answer.status === 200 ? 0 : start;
+  // A body that ends here by its own word is awaited: that keeps its connection usable. Any other is cut, as it may never end.
+  const endsHere = Number(headerOf(answer, 'content-length')) === (end ?? 0) - at;
   for await (const chunk of chunksOf(answer)) {
     const from = Math.max(0, start - at);
     const to = end === undefined ? chunk.length : Math.min(chunk.length, end - at);
     at += chunk.length;
     if (from < to) yield from === 0 && to === chunk.length ? chunk : chunk.subarray(from, to);
-    if (end !== undefined && at >= end) {
-      // Waiting for the end of a body that ends here keeps its connection usable; a longer one is cut.
-      if (answer.status === 200 && at > end) return;
-    }
+    if (end !== undefined && at >= end && !endsHere) return;
   }
 }
 

@@ -1,6 +1,7 @@
 import { readFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import type { Dispatcher } from 'undici';
+import { isLoopback } from './own-address.ts';
 import { RegistryError } from './registry-error.ts';
 import { parseToml, TomlError, type TomlTable, type TomlValue } from './toml-subset.ts';
 import type { Transport } from './transport.ts';
@@ -142,11 +143,6 @@ export class Endpoints {
       downUntilMs: 0,
     };
   }
-}
-
-export function isLoopback(host: string): boolean {
-  const name = host.replace(/:\d+$/, '');
-  return name === 'localhost' || name === '[::1]' || /^127(?:\.\d{1,3}){3}$/.test(name);
 }
 
 function baseOf(url: URL, isWhole: boolean): string {

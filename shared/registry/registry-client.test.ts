@@ -163,13 +163,17 @@ suite('redirects', () => {
     assert.equal(signature, 2);
   });
 
-  test('a redirect into link-local addresses is refused', async () => {
-    await using registry = await FakeRegistry.start(() => (_, response) => {
-      response.writeHead(307, { location: 'http://169.254.169.254/latest/meta-data' }).end();
-    });
-    await using client = clientFor();
-    await assert.rejects(client.readRange(`${registry.host}/a`, digest, 0, 1, signal), { code: 'refused' });
-    await assert.rejects(client.resolve(parseReference(`${registry.host}/a`), signal), { code: 'refused' });
+  test('a redirect into link-local addresses is refused, and so is a token server there', async () => {
+    for (const where of ['http://169.254.169.254/latest/meta-data', 'http://[::ffff:a9fe:a9fe]/latest']) {
+      await using registry = await FakeRegistry.start(() => (request, response) => {
+        if (request.url.pathname.startsWith('/v2/a/')) response.writeHead(307, { location: where }).end();
+        else response.writeHead(401, { 'www-authenticate': `Bearer realm="${where}"` }).end();
+      });
+      await using client = clientFor({ credentials: login });
+      await assert.rejects(client.readRange(`${registry.host}/a`, digest, 0, 1, signal), { code: 'refused' });
+      await assert.rejects(client.resolve(parseReference(`${registry.host}/a`), signal), { code: 'refused' });
+      await assert.rejects(client.readRange(`${registry.host}/b`, digest, 0, 1, signal), { code: 'refused' });
+    }
   });
 
   test('endless redirects end', async () => {
@@ -183,6 +187,31 @@ suite('redirects', () => {
 });
 
 suite('reads', () => {
+  test('a body without end, in answer to a range, is cut where the range ends', async () => {
+    await using registry = await FakeRegistry.start(() => (request, response) => {
+      const start = Number(/^bytes=(\d+)-/.exec(request.headers.range ?? '')?.[1]);
+      const bytes = request.url.pathname.startsWith('/v2/whole/') ? blob : blob.subarray(start);
+      response.writeHead(bytes === blob ? 200 : 206);
+      const more = (): void => {
+        if (!response.destroyed) response.write(bytes, () => setImmediate(more));
+      };
+      more();
+    });
+    await using client = clientFor({ attempts: 1 });
+    for (const name of ['whole', 'range']) {
+      const read = await client.readRange(`${registry.host}/${name}`, digest, 100, 200_000, signal);
+      assert.deepEqual(read, blob.subarray(100, 200_000), name);
+    }
+  });
+
+  test('an answer that stays open behind its last byte keeps nobody waiting', async () => {
+    await using registry = await FakeRegistry.start(() => (_, response) => {
+      response.writeHead(206).write(blob.subarray(0, 10));
+    });
+    await using client = clientFor({ attempts: 1 });
+    assert.deepEqual(await client.readRange(`${registry.host}/a`, digest, 0, 10, signal), blob.subarray(0, 10));
+  });
+
   test('a connection that breaks in the middle is taken up where it stopped', async () => {
     await using registry = await FakeRegistry.start(() => (request, response) => {
       const range = /^bytes=(\d+)-(\d*)$/.exec(request.headers.range ?? 'bytes=0-');

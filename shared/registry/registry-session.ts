@@ -1,7 +1,8 @@
 import type { Logger } from '#shared/telemetry/logger.ts';
 import type { Authenticator } from './authenticator.ts';
 import { type BackOff, delayAfter, retryAfterMs } from './back-off.ts';
-import { type Capability, type Endpoint, type Endpoints, isLoopback, MIRROR_REST_MS } from './endpoints.ts';
+import { type Capability, type Endpoint, type Endpoints, MIRROR_REST_MS } from './endpoints.ts';
+import { isLinkLocal, isLoopback } from './own-address.ts';
 import { parseRepository, type RepositoryName } from './reference.ts';
 import { RegistryError } from './registry-error.ts';
 import { sleep } from './sleep.ts';
@@ -314,7 +315,7 @@ export class RegistrySession {
     const isPlain = target.protocol === 'http:';
     const downgraded = isPlain && answer.url.protocol === 'https:' && !this.#endpoints.isPlain(target.host);
     const isInside = isLoopback(target.host) && !isLoopback(answer.url.host);
-    if (downgraded || isInside || !/^https?:$/.test(target.protocol) || /^(?:169\.254\.|\[fe80:)/.test(target.host)) {
+    if (downgraded || isInside || !/^https?:$/.test(target.protocol) || isLinkLocal(target.host)) {
       throw new RegistryError(
         'refused',
         `Refused to follow ${answer.url.host} for ${what} of ${repository.name} to ${target.origin}: ${downgraded ? 'plain HTTP after HTTPS' : 'not a public address'}`,
