@@ -70,5 +70,6 @@ export async function run(values: BenchValues<typeof options>, signal: AbortSign
       ],
     ],
   );
+  for (const { ms, path, meanwhile } of result.longestReads) console.log(`${ms} ms ${path}: ${meanwhile.join('; ')}`);
   return { images: values.images, ...result };
 }

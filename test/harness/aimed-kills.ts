@@ -1,8 +1,10 @@
 import { readFileSync } from 'node:fs';
 import { setImmediate as turn, setTimeout as sleep } from 'node:timers/promises';
 import { ContainerdError } from '#shared/containerd/containerd-error.ts';
-import { monotonicMs, type AnswerProbe } from './answer-probe.ts';
+import type { AnswerProbe } from './answer-probe.ts';
 import type { TestKindling } from './kindling.ts';
+import type { Moment } from './long-reads.ts';
+import { monotonicMs } from './monotonic-clock.ts';
 import type { Aim, KillKind, OperationTimes } from './operation-times.ts';
 
 export interface Kill {
@@ -25,6 +27,8 @@ const POLL_MS = 2;
  */
 export class AimedKills {
   readonly kills: Kill[] = [];
+  /** When what died, for a reader that waited. */
+  readonly deaths: Moment[] = [];
   readonly #kindling: TestKindling;
   readonly #probe: AnswerProbe;
   readonly #times: OperationTimes;
@@ -57,7 +61,7 @@ export class AimedKills {
     if (delayMs > POLL_MS) await sleep(delayMs - POLL_MS);
     while (monotonicMs() - begunAt < delayMs) await turn();
     const wasUnderWay = result === undefined;
-    const diedAtMs = await kill(pid, signal);
+    const diedAtMs = await this.#kill(pid, aim.kind, signal);
     const { seenAtMs } = await this.#untilServing(pid, diedAtMs, signal);
     await within(operation, SERVING_TIMEOUT_MS, `an answer to ${aim.kind}`);
     const { atMs, error } = result ?? { atMs: 0 };
@@ -74,7 +78,7 @@ export class AimedKills {
   /** Kills whatever the agent is doing. Also notes how long the take-over takes. */
   async anything(signal: AbortSignal): Promise<void> {
     const pid = await this.#serving();
-    const diedAtMs = await kill(pid, signal);
+    const diedAtMs = await this.#kill(pid, 'anything', signal);
     const { seenAtMs, servingAtMs } = await this.#untilServing(pid, diedAtMs, signal);
     this.#times.note('take-over', servingAtMs - seenAtMs);
     await this.#record('anything', true, diedAtMs, signal);
@@ -83,12 +87,12 @@ export class AimedKills {
   /** Kills the agent, and its successor while that takes over. */
   async takeOver(signal: AbortSignal): Promise<void> {
     const first = await this.#serving();
-    const diedAtMs = await kill(first, signal);
+    const diedAtMs = await this.#kill(first, 'anything', signal);
     const second = await this.#until('a successor', signal, async () =>
       (await this.#kindling.agentPids()).find((pid) => pid !== first),
     );
     await sleep(this.#times.momentWithin('take-over'));
-    await kill(second, signal);
+    await this.#kill(second, 'take-over', signal);
     await this.#untilServing(second, diedAtMs, signal);
     // The keeper says one thing after the other: what it said of the second is here as well.
     const third = await this.#serving();
@@ -114,7 +118,7 @@ export class AimedKills {
     });
     const victim = pids[Math.floor(Math.random() * pids.length)] ?? old;
     const served = this.#hasServed(victim);
-    const diedAtMs = await kill(victim, signal);
+    const diedAtMs = await this.#kill(victim, 'reload', signal);
     await this.#until('one agent that serves', signal, async () => {
       const left = await this.#kindling.agentPids();
       return (left.length === 1 && left[0] !== undefined && this.#hasServed(left[0])) || undefined;
@@ -122,6 +126,12 @@ export class AimedKills {
     // The one that replaces the old one has not served, or the old one has not been replaced.
     const inside = victim === old || !this.#hasServed(victim);
     await this.#record('reload', inside, served ? diedAtMs : undefined, signal);
+  }
+
+  async #kill(pid: number, kind: KillKind, signal: AbortSignal): Promise<number> {
+    const atMs = await kill(pid, signal);
+    this.deaths.push({ atMs, what: `killed within ${kind}` });
+    return atMs;
   }
 
   async #serving(): Promise<number> {

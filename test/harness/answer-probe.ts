@@ -1,10 +1,5 @@
 import { ReadingProcess } from './reading-process.ts';
 
-/** The machine's monotonic clock in ms: the same in every process. */
-export function monotonicMs(): number {
-  return Number(process.hrtime.bigint()) / 1e6;
-}
-
 /** An answer that was on its way when the agent died may arrive this much later. */
 const ON_ITS_WAY_MS = 5;
 /** Reads kept: those around the last kill. */

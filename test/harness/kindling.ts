@@ -5,6 +5,7 @@ import { AGENT_FLAGS, keeperCommand } from '#services/snapshotter/keeper/keeper-
 import { ControlClient } from '#shared/control/control-client.ts';
 import type { PullEvent } from '#shared/control/control-protocol.ts';
 import { disposeOnInterrupt } from './interrupt.ts';
+import { monotonicMs } from './monotonic-clock.ts';
 import { ServerProcess, isListening } from './server-process.ts';
 import { unmountBelow } from './temp-folder.ts';
 
@@ -28,6 +29,8 @@ export interface ProcessMemory {
 export interface KeeperEvent {
   readonly message: string;
   readonly agent: number | undefined;
+  /** When it was read here. */
+  readonly atMs: number;
 }
 
 export type PulledLayer = Extract<PullEvent, { kind: 'layer' }>;
@@ -237,7 +240,7 @@ function keeperEvent(line: string): KeeperEvent | undefined {
   if (!line.includes('"service":"keeper"')) return undefined;
   try {
     const { msg, agent } = JSON.parse(line) as { msg?: unknown; agent?: unknown };
-    return { message: String(msg), agent: typeof agent === 'number' ? agent : undefined };
+    return { message: String(msg), agent: typeof agent === 'number' ? agent : undefined, atMs: monotonicMs() };
   } catch {
     return undefined;
   }

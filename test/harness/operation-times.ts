@@ -1,5 +1,5 @@
 import { setImmediate as turn } from 'node:timers/promises';
-import { monotonicMs } from './answer-probe.ts';
+import { monotonicMs } from './monotonic-clock.ts';
 
 /** What the agent is doing when it is killed. */
 export const KILL_KINDS = [

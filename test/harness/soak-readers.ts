@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { TOC_FILES } from './compare-trees.ts';
 import type { RunningContainer } from './containerd.ts';
+import type { LongRead } from './long-reads.ts';
 import type { TestNode } from './node.ts';
 import { ReadingProcess } from './reading-process.ts';
 import type { TreeEntry } from './walk-tree.ts';
@@ -75,6 +76,10 @@ export class SoakReaders implements AsyncDisposable {
     };
   }
 
+  get longReads(): readonly LongRead[] {
+    return this.#readers.flatMap((reader) => reader.longReads);
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#owned.disposeAsync();
   }
@@ -113,6 +118,7 @@ class RandomReader implements AsyncDisposable {
   reads = 0;
   bytes = 0;
   longestReadMs = 0;
+  readonly longReads: LongRead[] = [];
   readonly #process: ReadingProcess;
 
   constructor(root: string, seed: number, lines: readonly string[]) {
@@ -121,10 +127,11 @@ class RandomReader implements AsyncDisposable {
       args: [root, String(seed)],
       input: `${lines.join('\n')}\n\n`,
       onLine: (line) => {
-        const said = JSON.parse(line) as { reads: number; bytes: number; longestMs: number };
+        const said = JSON.parse(line) as { reads: number; bytes: number; longestMs: number; longReads: LongRead[] };
         this.reads = said.reads;
         this.bytes = said.bytes;
         this.longestReadMs = said.longestMs;
+        this.longReads.push(...said.longReads);
       },
     });
   }

@@ -9,6 +9,7 @@ import { Churn } from './churn.ts';
 import type { TestKindling } from './kindling.ts';
 import type { TestNode } from './node.ts';
 import { leaksBetween, residueOf, type Residue } from './node-residue.ts';
+import { explainLongest, type ExplainedRead } from './long-reads.ts';
 import { KILL_KINDS, OperationTimes, type Aim, type KillKind } from './operation-times.ts';
 import { dropCaches } from './page-cache.ts';
 import { SoakReaders, type ReadImage } from './soak-readers.ts';
@@ -18,6 +19,8 @@ export const SOAK_SETTINGS = { KINDLING_QUOTA: '1', KINDLING_BACKGROUND: 'false'
 
 /** What is on its way when the soak has ended is no leak; what is still there after this is. */
 const SETTLE_MS = 20_000;
+
+const READS_EXPLAINED = 8;
 
 export interface SoakOptions {
   /** At least so many; they come in rounds, with each kind of aim in every round. */
@@ -56,6 +59,7 @@ export interface SoakResult {
   readonly reads: number;
   readonly bytes: number;
   readonly longestReadMs: number;
+  readonly longestReads: readonly ExplainedRead[];
   /** Spans that claimed to be resident at the end, all of them right. */
   readonly verified: { readonly layers: number; readonly spans: number; readonly bytes: number };
   /** Of the node without images and containers, before the soak and after it. */
@@ -105,6 +109,8 @@ export async function soak(
   // Everyone must get further after the last one.
   await readers.untilFurther(signal);
   const { totals } = readers;
+  const said = kindling.keeperEvents.map(({ atMs, message }) => ({ atMs, what: message }));
+  const longestReads = explainLongest(readers.longReads, [...aimed.deaths, ...said], READS_EXPLAINED);
   const verified = await verifyLayers(kindling.dataDir, signal);
 
   await probe[Symbol.asyncDispose]();
@@ -127,6 +133,7 @@ export async function soak(
     kinds,
     gapMs: gapOf(aimed.kills),
     ...totals,
+    longestReads,
     verified,
     memory: { before: before.memory, after: after.memory },
   };
