@@ -8,6 +8,7 @@ import { LocalBus } from '#shared/bus/local-bus.ts';
 import { loadSettings, SettingsError, type Settings } from '#shared/config/settings.ts';
 import { buildFromRegistry } from '#shared/indexes/build-from-registry.ts';
 import { createLogger, type Logger } from '#shared/telemetry/logger.ts';
+import { createMetrics } from '#shared/telemetry/metrics.ts';
 
 type Environment = Readonly<Record<string, string | undefined>>;
 
@@ -49,9 +50,11 @@ export const EMBEDDED: EmbeddedSetup = {
         const signals = AbortSignal.any([signal, ends.signal]);
         const build = buildFromRegistry.bind(undefined, registry);
         const logOf = (service: string) => createLogger(service, gateway.logLevel);
+        // Its metrics are served where it listens, anew each time.
+        const parts = () => ({ bus, metrics: createMetrics(), logger: logOf('gateway') });
         const running = [
           runIndexer(indexer, { bus, registry, build, metrics, logger: logOf('indexer') }, signals),
-          untilStopped(() => runGateway(gateway, bus, logOf('gateway'), signals), logOf('gateway'), signals),
+          untilStopped(() => runGateway(gateway, parts(), signals), logOf('gateway'), signals),
           // One without the other is no use.
         ].map(async (service) => await service.finally(() => ends.abort()));
         await Promise.allSettled(running);

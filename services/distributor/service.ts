@@ -1,9 +1,9 @@
-import type { Bus } from '#shared/bus/bus.ts';
 import { DISTRIBUTOR_QUEUE, encodeMessage, SUBJECTS } from '#shared/distribution/messages.ts';
 import { AllowedRepositories } from '#shared/registry/allowed-repositories.ts';
 import type { RegistryClient } from '#shared/registry/registry-client.ts';
+import type { ServiceParts } from '#shared/service/service-main.ts';
+import { stopped } from '#shared/service/stopped.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
-import type { Registry } from '#shared/telemetry/metrics.ts';
 import { AdmissionControl } from './admission.ts';
 import type { ChunkDirectory } from './chunk-directory.ts';
 import type { DistributorValues } from './config.ts';
@@ -12,11 +12,8 @@ import { DistributorMetrics } from './distributor-metrics.ts';
 import { MemoryDirectory } from './memory-directory.ts';
 import { RedisDirectory } from './redis-directory.ts';
 
-export interface DistributorServiceDeps {
-  readonly bus: Bus;
+export interface DistributorServiceDeps extends ServiceParts {
   readonly registry: RegistryClient;
-  readonly metrics: Registry;
-  readonly logger: Logger;
 }
 
 const SWEEP_MS = 1_000;
@@ -93,6 +90,5 @@ export async function runDistributor(
   }, SWEEP_MS);
   closing.defer(() => clearInterval(timer));
   logger.info({ redis: values.redisUrl !== undefined, registries: values.registries }, 'Distributing');
-  if (!signal.aborted)
-    await new Promise<void>((resolve) => signal.addEventListener('abort', () => resolve(), { once: true }));
+  await stopped(signal);
 }

@@ -1,12 +1,11 @@
-import type { Bus } from '#shared/bus/bus.ts';
 import { subjectOf } from '#shared/events/image-events.ts';
 import { ClusterIndexes } from '#shared/indexes/cluster-indexes.ts';
 import { RegistryIndexes } from '#shared/indexes/registry-indexes.ts';
 import { AllowedRepositories } from '#shared/registry/allowed-repositories.ts';
 import { formatPlatform, hostPlatform } from '#shared/registry/platform.ts';
 import type { RegistryClient } from '#shared/registry/registry-client.ts';
-import type { Logger } from '#shared/telemetry/logger.ts';
-import type { Registry } from '#shared/telemetry/metrics.ts';
+import type { ServiceParts } from '#shared/service/service-main.ts';
+import { stopped } from '#shared/service/stopped.ts';
 import type { IndexerValues } from './config.ts';
 import { ImageIndexer } from './image-indexer.ts';
 import type { BuildIndex } from './index-build.ts';
@@ -14,14 +13,11 @@ import { IndexerMetrics } from './indexer-metrics.ts';
 import { LayerIndexer, type LayerIndexerDeps } from './layer-indexer.ts';
 import { Slots } from './slots.ts';
 
-export interface IndexerDeps {
-  readonly bus: Bus;
+export interface IndexerDeps extends ServiceParts {
   readonly registry: RegistryClient;
   readonly build: BuildIndex;
   /** See LayerIndexerDeps. */
   readonly check?: LayerIndexerDeps['check'];
-  readonly metrics: Registry;
-  readonly logger: Logger;
 }
 
 /** A handler that died with its process is noticed after this. */
@@ -75,6 +71,5 @@ export async function runIndexer(
     closing.use(bus.events.consume(options, async (delivery) => await images.handle(type, delivery)));
   }
   logger.info('taking events');
-  if (!signal.aborted)
-    await new Promise<void>((resolve) => signal.addEventListener('abort', () => resolve(), { once: true }));
+  await stopped(signal);
 }

@@ -6,6 +6,7 @@ import { ContainerdClient } from '#shared/containerd/containerd-client.ts';
 import { hostPlatform } from '#shared/registry/platform.ts';
 import type { RegistryClient } from '#shared/registry/registry-client.ts';
 import { serveMetrics, type Registry } from '#shared/telemetry/metrics.ts';
+import { stopped } from '#shared/service/stopped.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
 import type { AgentValues } from './config.ts';
 import { agentControl } from './control/agent-control.ts';
@@ -183,8 +184,7 @@ export class NodeServices implements AsyncDisposable {
     // Nor will anybody evict for a layer that was made just before.
     await store.keepQuota();
     await this.#forgetLostPulls(signal);
-    if (signal.aborted) return;
-    await new Promise<void>((resolve) => signal.addEventListener('abort', () => resolve(), { once: true }));
+    await stopped(signal);
   }
 
   async #forgetLostPulls(signal: AbortSignal): Promise<void> {
