@@ -113,6 +113,19 @@ export function directoryConformance(name: string, open: () => Promise<ChunkDire
     });
   });
 
+  it('a node that says anew what it has keeps its leases, and its place among those that wait', async (directory, layer) => {
+    const { layers: table } = directory;
+    const waiting = { load: 0, room: 1 };
+    await table.change(layer, 'a', { spanCount: 20, have: wants(1, 2), wants: wants(3), waiting }, 0, TERMS);
+    await table.change(layer, 'b', { spanCount: 20, wants: wants(2, 3, 4), fetching: [4] }, 0, TERMS);
+    await table.change(layer, 'a', { spanCount: 20, fetching: [3] }, 0, TERMS);
+    await table.change(layer, 'a', { spanCount: 20, have: wants(1), wants: wants(2, 3) }, 0, TERMS);
+    const view = await table.look(layer, 0, TERMS, LIMITS);
+    assert.deepEqual(view, { members: 2, outstanding: 2, waiting: [{ node: 'a', ...waiting }], unread: [2] });
+    const [located] = await table.locate(layer, asks('b', [1], []), 0, TERMS);
+    assert.deepEqual(located, { span: 1, from: ['a'], leased: false });
+  });
+
   it('a lease that is too old is given to another, whatever its holder says, and never to itself again', async (directory, layer) => {
     const { layers: table } = directory;
     const waiting = { load: 0, room: 1 };

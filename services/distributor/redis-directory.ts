@@ -110,9 +110,7 @@ export class RedisDirectory implements ChunkDirectory {
   readonly layers: LayerTable = {
     change: async (layer, node, change, nowMs, terms) => await this.#change(layer, node, change, nowMs, terms),
     leave: async (layer, node) => {
-      const staying = (await this.#redis.smembers(key(layer, 'members'))).filter((member) => member !== node);
-      const bitmaps = staying.map((member) => bitsKey(layer, member));
-      const left = await this.#eval(LEAVE, layer, node, bitmaps, [node]);
+      const left = await this.#eval(LEAVE, layer, node, await this.#bitmapsBut(layer, node), [node]);
       await this.#redis.srem(layersOf(node), hexOf(layer));
       if (left === 0) await this.#redis.srem(LAYERS, hexOf(layer));
     },
@@ -186,9 +184,13 @@ export class RedisDirectory implements ChunkDirectory {
     { ttlMs, ageMs }: LeaseTerms,
   ): Promise<readonly number[]> {
     const { spanCount } = change;
+    // A member may hold less than it did; what it fetches it goes on fetching.
+    const anew = change.have !== undefined && (await this.#redis.sismember(key(layer, 'members'), node)) === 1;
+    const others = anew ? await this.#bitmapsBut(layer, node) : [];
     const hex = hexOf(layer);
     const lists = {
       spans: spanCount,
+      anew,
       gained: [...(change.gained ?? []), ...(change.have === undefined ? [] : valid(change.have, spanCount))],
       read: change.read ?? [],
       released: change.released ?? [],
@@ -196,17 +198,18 @@ export class RedisDirectory implements ChunkDirectory {
       wants: change.wants === undefined ? [] : valid(change.wants, spanCount),
       ...(change.waiting === undefined ? {} : { waiting: `${change.waiting.load}|${change.waiting.room}` }),
     };
-    if (change.have !== undefined) {
-      // The node may hold less than it did: the union is made anew without it, then it comes in again.
-      if (await this.#redis.sismember(key(layer, 'members'), node)) await this.layers.leave(layer, node, nowMs);
-    }
     const [took] = await Promise.all([
-      this.#eval(CHANGE, layer, node, [], [node, nowMs, ttlMs, ageMs, KEEP_MS, JSON.stringify(lists)]),
+      this.#eval(CHANGE, layer, node, others, [node, nowMs, ttlMs, ageMs, KEEP_MS, JSON.stringify(lists)]),
       this.#redis.sadd(LAYERS, hex),
       this.#redis.sadd(layersOf(node), hex),
       this.#redis.pexpire(layersOf(node), KEEP_MS),
     ]);
     return took as number[];
+  }
+
+  async #bitmapsBut(layer: Digest, node: string): Promise<readonly string[]> {
+    const members = await this.#redis.smembers(key(layer, 'members'));
+    return members.filter((member) => member !== node).map((member) => bitsKey(layer, member));
   }
 
   async #locate(

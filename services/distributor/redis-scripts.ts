@@ -34,17 +34,25 @@ local function give(span, node, now, ms)
   redis.call('ZREM', unread, span)
   redis.call('HSET', leases, span, node .. '|' .. now .. '|' .. (now + ms))
 end
+local function unite()
+  redis.call('DEL', own)
+  if #KEYS > 8 then redis.call('BITOP', 'OR', any, unpack(KEYS, 9)) else redis.call('DEL', any) end
+end
 local function read(span)
   redis.call('ZREM', unread, span)
   redis.call('HDEL', leases, span)
 end
 `;
 
-/** ARGV: node, now, lease's ms, its age ms, keep ms, JSON of the change (span lists). Returns how long leases of spans were out that it has read. */
+/**
+ * KEYS also, where the node says anew all that it has: the bitmaps of all others. ARGV: node, now, lease's ms, its age ms, keep ms,
+ * JSON of the change (span lists). Returns how long leases of spans were out that it has read.
+ */
 export const CHANGE = `${HEAD}
 local node, now, ms, age, keep = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
 local took = {}
 local change = cjson.decode(ARGV[6])
+if change.anew then unite() end
 redis.call('HSET', meta, 'spans', change.spans)
 redis.call('SADD', members, node)
 for _, span in ipairs(change.read) do
@@ -79,12 +87,11 @@ return took
 export const LEAVE = `${HEAD}
 redis.call('SREM', members, ARGV[1])
 redis.call('HDEL', waiting, ARGV[1])
-redis.call('DEL', own)
 if redis.call('SCARD', members) == 0 then
-  redis.call('DEL', meta, any, unread, leases, waiting, once)
+  redis.call('DEL', meta, any, unread, leases, waiting, once, own)
   return 0
 end
-if #KEYS > 8 then redis.call('BITOP', 'OR', any, unpack(KEYS, 9)) else redis.call('DEL', any) end
+unite()
 for span, text in pairs((function(flat)
   local map = {}
   for i = 1, #flat, 2 do map[flat[i]] = flat[i + 1] end
