@@ -41,7 +41,7 @@ export async function convertWithProgress(
   flags: ConversionFlags,
   signal: AbortSignal,
 ): Promise<ConvertResult> {
-  const client = registryAccess(flags.plainHttp, flags.verbose === true);
+  const client = registryAccess(flags);
   using bar = new ProgressBar();
   try {
     const progress = new Map<string, ConvertProgress>();

@@ -1,10 +1,10 @@
 import type { Command } from 'commander';
-import { loadSettings } from '#shared/config/settings.ts';
 import type { RegistryClient } from '#shared/registry/registry-client.ts';
 import { openRegistryClient } from '#shared/registry/open-registry.ts';
 import { registrySettings } from '#shared/registry/registry-settings.ts';
 import { createLogger } from '#shared/telemetry/logger.ts';
 import { collect } from './option-values.ts';
+import { ownSettings } from './own-settings.ts';
 
 export interface RegistryFlags {
   readonly plainHttp: readonly string[];
@@ -25,14 +25,11 @@ export function withRegistryOptions(command: Command): Command {
     .option('-v, --verbose', 'log requests that are tried again');
 }
 
-/** A client as the environment says; `plainHttp` comes from the command line. Close it in the end. */
-export function registryAccess(plainHttp: readonly string[], isVerbose: boolean): RegistryClient {
-  // The command may run in an environment with settings of services: they are theirs to check.
-  const own = new Set<string>(Object.values(registrySettings).map((setting) => setting.env));
-  const env = Object.fromEntries(Object.entries(process.env).filter(([name]) => own.has(name)));
-  const values = loadSettings(registrySettings, env);
+/** A client as the environment and the command line say. Close it in the end. */
+export function registryAccess(flags: Pick<RegistryFlags, 'plainHttp' | 'verbose'>): RegistryClient {
+  const values = ownSettings(registrySettings);
   return openRegistryClient(
-    { ...values, plainHttpRegistries: [...values.plainHttpRegistries, ...plainHttp] },
-    createLogger('cli', isVerbose ? 'debug' : 'warn'),
+    { ...values, plainHttpRegistries: [...values.plainHttpRegistries, ...flags.plainHttp] },
+    createLogger('cli', flags.verbose === true ? 'debug' : 'warn'),
   );
 }

@@ -8,20 +8,17 @@ import { RegistryIndexes } from '#shared/indexes/registry-indexes.ts';
 import { LayerError } from '#shared/layer/layer-index.ts';
 import { AllowedRepositories } from '#shared/registry/allowed-repositories.ts';
 import type { Descriptor } from '#shared/registry/manifest.ts';
-import { hostPlatform, parsePlatform } from '#shared/registry/platform.ts';
-import { formatReference, parseReference, type Reference } from '#shared/registry/reference.ts';
+import { formatReference, type Reference } from '#shared/registry/reference.ts';
 import type { RegistryClient } from '#shared/registry/registry-client.ts';
 import { byteText } from '../byte-text.ts';
-import { clusterAccess } from '../cluster-access.ts';
+import { withImage, type ImageAccess, type ImageFlags } from '../image-access.ts';
 import { summaryOf, type IndexSummary } from '../index-summary.ts';
 import { ProgressBar } from '../progress-bar.ts';
-import { registryAccess, type RegistryFlags, withRegistryOptions } from '../registry-access.ts';
+import { withRegistryOptions } from '../registry-access.ts';
 import { table } from '../table.ts';
 import { untilInterrupted } from '../until-interrupted.ts';
 
-interface Flags extends RegistryFlags {
-  readonly platform?: string;
-  readonly nats?: string;
+interface Flags extends ImageFlags {
   readonly push?: true;
   readonly output?: string;
 }
@@ -48,20 +45,14 @@ export function command(): Command {
     .option('--push', 'push the indexes beside the image, as an artifact that refers to it')
     .option('-o, --output <folder>', 'write each index to a file named after its layer');
   return withRegistryOptions(indexCommand).action(async (image: string, flags: Flags) => {
-    await untilInterrupted((signal) => index(image, flags, signal));
+    await untilInterrupted(async (signal) => {
+      await withImage(image, flags, signal, async (access) => await index(access, flags, signal));
+    });
   });
 }
 
-async function index(image: string, flags: Flags, signal: AbortSignal): Promise<void> {
-  const client = registryAccess(flags.plainHttp, flags.verbose === true);
-  await using closing = new AsyncDisposableStack();
-  closing.defer(async () => await client.close());
-  const reference = parseReference(image);
-  const platform = flags.platform === undefined ? hostPlatform() : parsePlatform(flags.platform);
-  const bus = await clusterAccess(flags.nats);
-  if (bus) closing.use(bus);
-  const found = await client.platformManifest(reference, platform, signal);
-  const layers = [...new Map(found.parsed.layers.map((layer) => [layer.digest, layer])).values()];
+async function index({ client, reference, image, bus }: ImageAccess, flags: Flags, signal: AbortSignal): Promise<void> {
+  const layers = [...new Map(image.parsed.layers.map((layer) => [layer.digest, layer])).values()];
   const built: { layer: Descriptor['digest']; bytes: Buffer }[] = [];
   const reports: IndexedLayer[] = [];
   for (const [number, layer] of layers.entries()) {
@@ -80,7 +71,7 @@ async function index(image: string, flags: Flags, signal: AbortSignal): Promise<
   if (flags.push && built.length > 0) {
     await new RegistryIndexes(client, new AllowedRepositories([])).publish(
       reference.repository,
-      found.descriptor,
+      image.descriptor,
       built,
       signal,
     );

@@ -12,21 +12,16 @@ import { decodeLayerIndex } from '#shared/layer/index-codec.ts';
 import { LayerError, type LayerIndex } from '#shared/layer/layer-index.ts';
 import { AllowedRepositories } from '#shared/registry/allowed-repositories.ts';
 import { type Descriptor, MEDIA_TYPES } from '#shared/registry/manifest.ts';
-import { formatPlatform, hostPlatform, parsePlatform } from '#shared/registry/platform.ts';
-import { parseReference, type Reference } from '#shared/registry/reference.ts';
+import { formatPlatform } from '#shared/registry/platform.ts';
+import type { Reference } from '#shared/registry/reference.ts';
 import type { FetchedImage, RegistryClient } from '#shared/registry/registry-client.ts';
 import { byteText } from '../byte-text.ts';
-import { clusterAccess } from '../cluster-access.ts';
 import { fileDigest } from '../file-digest.ts';
+import { withImage, type ImageAccess, type ImageFlags } from '../image-access.ts';
 import { summaryOf, type IndexSummary } from '../index-summary.ts';
-import { registryAccess, type RegistryFlags, withRegistryOptions } from '../registry-access.ts';
+import { withRegistryOptions } from '../registry-access.ts';
 import { table } from '../table.ts';
 import { untilInterrupted } from '../until-interrupted.ts';
-
-interface Flags extends RegistryFlags {
-  readonly platform?: string;
-  readonly nats?: string;
-}
 
 interface LayerReport extends Partial<IndexSummary> {
   readonly digest: string;
@@ -56,7 +51,7 @@ export function command(): Command {
     )
     .option('--platform <os/arch>', 'platform to choose from an index (default: this machine)')
     .option('--nats <url>', 'NATS server of the cluster whose indexes count (default: $NATS_URL)');
-  return withRegistryOptions(inspectCommand).action(async (target: string, flags: Flags) => {
+  return withRegistryOptions(inspectCommand).action(async (target: string, flags: ImageFlags) => {
     await untilInterrupted(async (signal) => {
       const isFile = await stat(target).then(
         (found) => found.isFile(),
@@ -64,24 +59,20 @@ export function command(): Command {
       );
       if (!isFile && /^[./]/.test(target)) throw new InspectError(`Cannot inspect ${target}: there is no such file`);
       if (isFile) await inspectFile(target, flags, signal);
-      else await inspectImage(target, flags, signal);
+      else await withImage(target, flags, signal, async (access) => await inspectImage(access, flags, signal));
     });
   });
 }
 
-async function inspectImage(image: string, flags: Flags, signal: AbortSignal): Promise<void> {
-  const client = registryAccess(flags.plainHttp, flags.verbose === true);
-  await using closing = new AsyncDisposableStack();
-  closing.defer(async () => await client.close());
-  const reference = parseReference(image);
-  const platform = flags.platform === undefined ? hostPlatform() : parsePlatform(flags.platform);
-  const bus = await clusterAccess(flags.nats);
-  if (bus) closing.use(bus);
-  const found = await client.platformManifest(reference, platform, signal);
-  const referrers = await client.referrers(reference.repository, found.descriptor.digest, undefined, signal);
+async function inspectImage(
+  { client, reference, platform, image, bus }: ImageAccess,
+  flags: ImageFlags,
+  signal: AbortSignal,
+): Promise<void> {
+  const referrers = await client.referrers(reference.repository, image.descriptor.digest, undefined, signal);
   const platforms =
-    found.index?.parsed.kind === 'index'
-      ? found.index.parsed.manifests.flatMap(({ platform: has, artifactType }) =>
+    image.index?.parsed.kind === 'index'
+      ? image.index.parsed.manifests.flatMap(({ platform: has, artifactType }) =>
           has && artifactType === undefined ? [formatPlatform(has)] : [],
         )
       : [];
@@ -91,12 +82,12 @@ async function inspectImage(image: string, flags: Flags, signal: AbortSignal): P
   const soci = new SociIndexes(client, every);
   const cluster = bus && new ClusterIndexes(bus);
   const layers: LayerReport[] = [];
-  for (const layer of found.parsed.layers) {
-    layers.push(await reportOf(layer, found, { client, reference, cluster, pushed, soci }, signal));
+  for (const layer of image.parsed.layers) {
+    layers.push(await reportOf(layer, image, { client, reference, cluster, pushed, soci }, signal));
   }
   const report = {
     repository: reference.repository,
-    digest: found.descriptor.digest,
+    digest: image.descriptor.digest,
     platform: formatPlatform(platform),
     platforms,
     sizeBytes: layers.reduce((sum, layer) => sum + layer.sizeBytes, 0),
@@ -193,7 +184,7 @@ function formatOf({ mediaType }: Descriptor): string {
   return mediaType === MEDIA_TYPES.ociLayerTar || mediaType.endsWith('.tar') ? 'tar' : 'unknown';
 }
 
-async function inspectFile(path: string, flags: Flags, signal: AbortSignal): Promise<void> {
+async function inspectFile(path: string, flags: ImageFlags, signal: AbortSignal): Promise<void> {
   const { size } = await stat(path);
   let report: LayerReport;
   const index = await readIndex(path);
