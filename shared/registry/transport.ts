@@ -91,7 +91,6 @@ export class Transport {
       pipelining: 1,
       keepAliveTimeout: 30_000,
       keepAliveMaxTimeout: 120_000,
-      allowH2: false,
       connect: {
         timeout: this.#options.connectTimeoutMs,
         ...(tls?.ca === undefined ? {} : { ca: [...tls.ca] }),
