@@ -1,6 +1,7 @@
 import { spawn } from 'node:child_process';
 import type { Socket } from 'node:net';
 import { readFile, realpath, writeFile } from 'node:fs/promises';
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { ToAgent, ToKeeper, Turn } from './keeper-link.ts';
 import type { LogRelay } from './log-relay.ts';
 
@@ -29,8 +30,10 @@ export interface AgentProcess {
   kill(): void;
 }
 
-/** How often the agent is looked at: a reader may wait twice as long for the end of an agent that no event tells of. */
+/** How often the agent is looked at: a reader may wait this much longer for the end of an agent that no event tells of. */
 const CHECK_MS = 100;
+/** In which the event comes, where one does. */
+const EVENT_MS = 25;
 const PING_EVERY_CHECKS = 50;
 /** An event loop that is stuck this long serves nobody: the next agent can. Long enough for a machine that is overloaded. */
 const SILENT_MS = 60_000;
@@ -148,7 +151,6 @@ export function startAgent(start: AgentStart & { readonly script: string }, log:
     if (child.connected) child.send(message, () => {});
   };
   let checks = 0;
-  let goneChecks = 0;
   const check = async (): Promise<void> => {
     if (++checks % PING_EVERY_CHECKS === 0) {
       tell({ kind: 'ping' });
@@ -159,9 +161,9 @@ export function startAgent(start: AgentStart & { readonly script: string }, log:
     }
     // A thread that waits in the kernel for our own FUSE session keeps a killed agent from ending, and only the next agent
     // can answer it. Its main thread is a zombie by then, which no event tells.
-    const stat = await readFile(`/proc/${pid}/stat`, 'utf8').catch(() => '');
-    goneChecks = /\) Z /.test(stat) ? goneChecks + 1 : 0;
-    if (goneChecks >= 2) {
+    if (!(await isZombie(pid))) return;
+    await sleep(EVENT_MS);
+    if (!over && (await isZombie(pid))) {
       log.say('warn', 'The agent was killed within a call on its own mounts: the next one answers it', { agent: pid });
       end(null, 'SIGKILL');
     }
@@ -201,6 +203,10 @@ export function startAgent(start: AgentStart & { readonly script: string }, log:
       await ended.promise;
     },
   };
+}
+
+async function isZombie(pid: number): Promise<boolean> {
+  return /\) Z /.test(await readFile(`/proc/${pid}/stat`, 'utf8').catch(() => ''));
 }
 
 async function within(promise: Promise<boolean>, timeoutMs: number): Promise<boolean> {
