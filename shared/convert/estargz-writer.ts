@@ -4,7 +4,7 @@ import { sha256 } from '#shared/digest/digest.ts';
 import { estargzFooter } from '#shared/formats/estargz/estargz-footer.ts';
 import { TAR_END, tarHeader, tarPadding } from '#shared/tar/tar-writer.ts';
 import type { LayerWriterOptions, WrittenLayer } from './layer-writer.ts';
-import { writeEntries } from './lazy-layer.ts';
+import { ownFile, writeEntries } from './lazy-layer.ts';
 import { MemberWriter } from './member-writer.ts';
 
 const compress = promisify(gzip) as (bytes: Buffer, options: ZlibOptions) => Promise<Buffer>;
@@ -30,21 +30,7 @@ export async function writeEstargz(
   await members.drain();
   const tocOffset = members.sizeBytes;
   const json = toc.json();
-  const none = Buffer.alloc(0);
-  const header = tarHeader({
-    path: Buffer.from(TOC_NAME),
-    type: 'file',
-    mode: 0o444,
-    uid: 0,
-    gid: 0,
-    mtimeSeconds: 0,
-    mtimeNanoseconds: 0,
-    size: json.length,
-    linkName: none,
-    deviceMajor: 0,
-    deviceMinor: 0,
-    xattrs: [],
-  });
+  const header = tarHeader(ownFile(TOC_NAME, json.length));
   await members.write(Buffer.concat([header, json, tarPadding(json.length), TAR_END]));
   await members.drain();
   await members.raw(estargzFooter(tocOffset));

@@ -49,9 +49,9 @@ export async function writeEntries(
   return toc;
 }
 
-function putLandmark(toc: TocWriter, name: string): Promise<void> {
-  const none = Buffer.alloc(0);
-  const entry: LayerEntry = {
+/** A file of the format's own, which is none of the layer's. */
+export function ownFile(name: string, size: number): LayerEntry {
+  return {
     path: Buffer.from(name),
     type: 'file',
     mode: 0o444,
@@ -59,12 +59,16 @@ function putLandmark(toc: TocWriter, name: string): Promise<void> {
     gid: 0,
     mtimeSeconds: 0,
     mtimeNanoseconds: 0,
-    size: 1,
-    linkName: none,
+    size,
+    linkName: Buffer.alloc(0),
     deviceMajor: 0,
     deviceMinor: 0,
     xattrs: [],
     extents: [],
   };
+}
+
+function putLandmark(toc: TocWriter, name: string): Promise<void> {
+  const entry = ownFile(name, 1);
   return toc.landmark(entry, tarHeader(entry));
 }

@@ -1,6 +1,7 @@
 import { isUtf8 } from 'node:buffer';
 import { createHash, type Hash } from 'node:crypto';
-import type { EntryType, LayerEntry } from '#shared/layer/layer-index.ts';
+import { tocTypeName } from '#shared/formats/toc/toc-types.ts';
+import type { LayerEntry } from '#shared/layer/layer-index.ts';
 import { TAR_BLOCK_BYTES } from '#shared/tar/tar-header.ts';
 import { ConvertError } from './convert-error.ts';
 import type { MemberWriter } from './member-writer.ts';
@@ -11,16 +12,6 @@ import type { TarEvent } from './tar-events.ts';
  * with the 4 MiB of eStargz's own tools.
  */
 export const DEFAULT_CHUNK_BYTES = 1024 * 1024;
-
-const TYPES: Readonly<Record<EntryType, string>> = {
-  file: 'reg',
-  directory: 'dir',
-  symlink: 'symlink',
-  hardlink: 'hardlink',
-  character: 'char',
-  block: 'block',
-  fifo: 'fifo',
-};
 
 /** As JSON has it; `offset` and `endOffset` come when the member has been written. */
 interface TocEntry {
@@ -174,7 +165,7 @@ function tocEntry(entry: LayerEntry): TocEntry {
   const path = entry.path.toString();
   return {
     name: entry.type === 'directory' ? `${path}/` : path,
-    type: TYPES[entry.type],
+    type: tocTypeName(entry.type),
     ...(entry.size > 0 ? { size: entry.size } : {}),
     modtime: modtime(entry),
     ...(isLink ? { linkName: entry.linkName.toString() } : {}),

@@ -3,29 +3,11 @@ import { describe, test } from 'node:test';
 import { gzipSync } from 'node:zlib';
 import { writerOf } from '#shared/convert/layer-writers.ts';
 import { sha256 } from '#shared/digest/digest.ts';
-import { TAR_END, tarHeader, tarPadding } from '#shared/tar/tar-writer.ts';
+import { fakeMember, fakeTar } from '#shared/layer/fake-layer.ts';
 import { type BlobDescriptor, type BlobSource, buildLayerIndex } from './build-index.ts';
 
 const content = Buffer.from('content of a file');
-const tar = Buffer.concat([
-  tarHeader({
-    path: Buffer.from('file'),
-    type: 'file',
-    mode: 0o644,
-    uid: 0,
-    gid: 0,
-    mtimeSeconds: 0,
-    mtimeNanoseconds: 0,
-    size: content.length,
-    linkName: Buffer.alloc(0),
-    deviceMajor: 0,
-    deviceMinor: 0,
-    xattrs: [],
-  }),
-  content,
-  tarPadding(content.length),
-  TAR_END,
-]);
+const tar = fakeTar([fakeMember('file', 'file', content)]);
 const { signal } = new AbortController();
 
 function sourceOf(blob: Buffer): BlobSource & { readonly asked: string[] } {

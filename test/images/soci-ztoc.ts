@@ -1,5 +1,6 @@
 import { createRequire } from 'node:module';
 import { sha256 } from '#shared/digest/digest.ts';
+import { tocTypeName } from '#shared/formats/toc/toc-types.ts';
 import type { LayerEntry } from '#shared/layer/layer-index.ts';
 import { type FlatValue, writeFlatBuffer } from './flat-writer.ts';
 
@@ -98,16 +99,6 @@ function text(value: string): FlatValue {
   return { bytes: Buffer.from(value) };
 }
 
-const TYPES = {
-  file: 'reg',
-  directory: 'dir',
-  symlink: 'symlink',
-  hardlink: 'hardlink',
-  character: 'char',
-  block: 'block',
-  fifo: 'fifo',
-} as const;
-
 function flatEntry(entry: LayerEntry): FlatValue {
   const time = new Date(entry.mtimeSeconds * 1000).toISOString().slice(0, 19);
   const fraction = entry.mtimeNanoseconds === 0 ? '' : `.${String(entry.mtimeNanoseconds).padStart(9, '0')}`;
@@ -117,7 +108,7 @@ function flatEntry(entry: LayerEntry): FlatValue {
   return {
     table: [
       { bytes: entry.type === 'directory' ? Buffer.concat([entry.path, Buffer.from('/')]) : entry.path },
-      text(TYPES[entry.type]),
+      text(tocTypeName(entry.type)),
       { int64: entry.extents[0]?.streamOffset ?? 0 },
       { int64: entry.size },
       { bytes: entry.linkName },

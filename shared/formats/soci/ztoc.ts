@@ -1,5 +1,6 @@
 import { type Digest, isDigest } from '#shared/digest/digest.ts';
 import { parseModtime } from '#shared/formats/toc/toc-entry.ts';
+import { tocTypeOf } from '#shared/formats/toc/toc-types.ts';
 import { type EntryType, type Extent, LAYER_LIMITS, type LayerEntry, LayerError } from '#shared/layer/layer-index.ts';
 import { cleanPath } from '#shared/tar/tar-path.ts';
 import { FlatBuffer, type FlatTable } from './flat-buffer.ts';
@@ -39,15 +40,6 @@ const ENTRY = {
 /** The only one there is. */
 const VERSION = '0.9';
 const GZIP = 1;
-const TYPES: Readonly<Record<string, EntryType>> = {
-  reg: 'file',
-  dir: 'directory',
-  symlink: 'symlink',
-  hardlink: 'hardlink',
-  char: 'character',
-  block: 'block',
-  fifo: 'fifo',
-};
 const MAX_DEVICE_MAJOR = 2 ** 12 - 1;
 const MAX_DEVICE_MINOR = 2 ** 20 - 1;
 const XATTR_PREFIX = 'SCHILY.xattr.';
@@ -113,7 +105,7 @@ function read(root: FlatTable): Ztoc {
 
 function readEntry(table: FlatTable): LayerEntry {
   const typeName = table.bytes(ENTRY.type).toString('latin1', 0, 16);
-  const type = Object.hasOwn(TYPES, typeName) ? TYPES[typeName] : undefined;
+  const type = tocTypeOf(typeName);
   if (type === undefined) throw new LayerError('unsupported', `its type is ${JSON.stringify(typeName)}`);
   const time = parseModtime(table.bytes(ENTRY.modTime).toString('latin1', 0, 64));
   const streamOffset = table.int64(ENTRY.streamOffset);

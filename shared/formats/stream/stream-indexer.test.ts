@@ -6,11 +6,11 @@ import { type Digest, sha256 } from '#shared/digest/digest.ts';
 import { isSeekable } from '#shared/formats/build-index.ts';
 import { codingOfIndex } from '#shared/formats/index-coding.ts';
 import { SpanDecoder } from '#shared/formats/span-decoder.ts';
+import { fakeMember, fakeTar } from '#shared/layer/fake-layer.ts';
 import { LayerError, type LayerEntry, type LayerIndex } from '#shared/layer/layer-index.ts';
 import { buildLayerImage } from '#shared/layer/layer-image.ts';
 import { decodeLayerIndex, encodeLayerIndex } from '#shared/layer/index-codec.ts';
 import { parseSpanMap } from '#shared/layer/span-map-file.ts';
-import { TAR_END, tarHeader, tarPadding } from '#shared/tar/tar-writer.ts';
 import { AnyWalker } from './any-walker.ts';
 import { StreamDigester } from './stream-digester.ts';
 import { StreamIndexer, type StreamIndexerOptions } from './stream-indexer.ts';
@@ -36,25 +36,7 @@ function text(length: number, seed: number): Buffer {
 }
 
 function tarOf(files: readonly (readonly [string, Buffer])[]): Buffer {
-  const parts: Buffer[] = [];
-  for (const [path, content] of files) {
-    const header = tarHeader({
-      path: Buffer.from(path),
-      type: 'file',
-      mode: 0o644,
-      uid: 0,
-      gid: 0,
-      mtimeSeconds: 1_700_000_000,
-      mtimeNanoseconds: 0,
-      size: content.length,
-      linkName: Buffer.alloc(0),
-      deviceMajor: 0,
-      deviceMinor: 0,
-      xattrs: [],
-    });
-    parts.push(header, content, tarPadding(content.length));
-  }
-  return Buffer.concat([...parts, TAR_END]);
+  return fakeTar(files.map(([path, content]) => fakeMember(path, 'file', content)));
 }
 
 const noise = createHash('shake256', { outputLength: 600_000 }).update('noise').digest();

@@ -1,5 +1,6 @@
 import { type Digest, isDigest } from '#shared/digest/digest.ts';
 import { type EntryType, LAYER_LIMITS, LayerError } from '#shared/layer/layer-index.ts';
+import { TOC_TYPE_NAMES, tocTypeOf } from './toc-types.ts';
 
 /** A chunk of a file as a TOC lists it: where its bytes begin in the blob and what they hash to. */
 export interface TocChunk {
@@ -21,16 +22,6 @@ export interface RawToc {
   readonly version: number;
   readonly entries: readonly RawEntry[];
 }
-
-const TYPES: Readonly<Record<string, EntryType>> = {
-  reg: 'file',
-  dir: 'directory',
-  symlink: 'symlink',
-  hardlink: 'hardlink',
-  char: 'character',
-  block: 'block',
-  fifo: 'fifo',
-};
 
 const SUPPORTED_VERSION = 1;
 
@@ -125,9 +116,9 @@ export function digestField(entry: RawEntry, field: string): Digest | undefined 
 
 export function entryType(entry: RawEntry): EntryType {
   const type = text(entry, 'type');
-  const known = Object.hasOwn(TYPES, type) ? TYPES[type] : undefined;
+  const known = tocTypeOf(type);
   if (known === undefined) {
-    throw new LayerError('unsupported', `its type is ${quote(type)}, which is none of ${Object.keys(TYPES).join(' ')}`);
+    throw new LayerError('unsupported', `its type is ${quote(type)}, which is none of ${TOC_TYPE_NAMES.join(' ')}`);
   }
   return known;
 }
