@@ -19,7 +19,7 @@ import { resolveImage, type ImageLayer, type PlatformImage } from './image-layer
 import type { IndexerMetrics } from './indexer-metrics.ts';
 import type { LayerIndexer } from './layer-indexer.ts';
 
-export const SOURCE = 'kindling/indexer';
+const SOURCE = 'kindling/indexer';
 type Cause = 'image.pushed' | 'function.deployed';
 
 export interface ImageIndexerDeps {

@@ -24,13 +24,7 @@ export class SettingsError extends Error {
 
 const PREFIX = 'KINDLING_';
 /** Variables with our prefix that are not settings: set by a parent process of ours or by the service manager. */
-const NOT_OURS = new Set([
-  'KINDLING_FUSE_FD',
-  'KINDLING_KEEPER',
-  'KINDLING_HELD_SOCKET',
-  'KINDLING_TURN',
-  'KINDLING_NODE',
-]);
+const NOT_OURS = new Set(['KINDLING_FUSE_FD', 'KINDLING_KEEPER', 'KINDLING_HELD_SOCKET', 'KINDLING_TURN']);
 
 /**
  * Reads the settings of one or more services from the environment.

@@ -9,7 +9,7 @@ const EXPIRE_LABEL = 'containerd.io/gc.expire';
 const PROCESS = randomUUID();
 
 /** A pull that takes longer than a day has failed. */
-export const MAX_LEASE_MS = 24 * 60 * 60 * 1000;
+const MAX_LEASE_MS = 24 * 60 * 60 * 1000;
 
 /**
  * Runs `work` with a client whose new content and snapshots the garbage collector leaves alone until `work` has ended.

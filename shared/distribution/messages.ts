@@ -70,7 +70,6 @@ export type NodeFigures = z.infer<typeof nodeFigures>;
 
 /** First of all, and every few seconds: the node is there. */
 export const helloRequest = z.strictObject({ version, record: nodeRecord, figures: nodeFigures });
-export type HelloRequest = z.infer<typeof helloRequest>;
 export const helloReply = z.object({
   version,
   /** Another one than before: the directory has been emptied in between. */
@@ -174,7 +173,6 @@ export type UpdateMessage = z.infer<typeof updateMessage>;
 
 /** To one node: read these from the registry. */
 export const leaseMessage = z.strictObject({ version, layer: digest, spans: spanList });
-export type LeaseMessage = z.infer<typeof leaseMessage>;
 
 export const viewRequest = z.strictObject({ version });
 export const viewReply = z.object({

@@ -8,7 +8,7 @@ import { LAYER_LIMITS } from '#shared/layer/layer-index.ts';
  *
  * Packed is one zstd frame of the payload, shorter than it. It is sent only to who asks for `PACKED_SPANS`.
  */
-export const FRAME_HEADER_BYTES = 8;
+const FRAME_HEADER_BYTES = 8;
 const NOT_AVAILABLE = 0xffffffff;
 const PACKED = 0x80000000;
 

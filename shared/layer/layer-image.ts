@@ -6,9 +6,6 @@ import { buildLayerTree } from './layer-tree.ts';
 import type { ImageExtent } from './span-map.ts';
 import { encodeSpanMap, type SpanMapEntry } from './span-map-encoder.ts';
 
-/** Changes whenever the same index would give another layout: nodes share offsets only within one version. */
-export const LAYOUT_VERSION = 1;
-
 export interface LayerImage {
   /** The image's first bytes, a multiple of 4 KiB: all of it but the files' contents. */
   readonly metadata: Buffer;

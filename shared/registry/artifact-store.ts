@@ -155,7 +155,7 @@ export class ArtifactStore {
 }
 
 /** Distribution specification 1.1, "Referrers Tag Schema". */
-export function fallbackTag(subject: Digest): string {
+function fallbackTag(subject: Digest): string {
   return `sha256-${hexOf(subject)}`;
 }
 

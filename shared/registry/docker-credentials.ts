@@ -6,7 +6,7 @@ import { z } from 'zod';
 import type { Credential, CredentialSource } from './credentials.ts';
 import { RegistryError } from './registry-error.ts';
 
-export const HELPER_LIMITS = {
+const HELPER_LIMITS = {
   /** A helper may ask a cloud's API; past this it hangs. */
   timeoutMs: 20_000,
   answerBytes: 256 * 1024,
@@ -32,7 +32,7 @@ type Config = z.infer<typeof config>;
 const helperAnswer = z.object({ Username: z.string(), Secret: z.string() });
 
 /** Where Docker keeps its configuration: `$DOCKER_CONFIG/config.json` or `~/.docker/config.json`. */
-export function defaultDockerConfig(env: Readonly<Record<string, string | undefined>> = process.env): string {
+function defaultDockerConfig(env: Readonly<Record<string, string | undefined>> = process.env): string {
   return join(env['DOCKER_CONFIG'] || join(homedir(), '.docker'), 'config.json');
 }
 

@@ -27,8 +27,8 @@ export const REFERENCE_LIMITS = {
   chars: 512,
 } as const;
 
-export const DEFAULT_HOST = 'docker.io';
-export const DEFAULT_TAG = 'latest';
+const DEFAULT_HOST = 'docker.io';
+const DEFAULT_TAG = 'latest';
 
 const HOST =
   /^(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)*|\[[0-9a-f:.]+\])(?::\d{1,5})?$/;

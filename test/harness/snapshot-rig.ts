@@ -15,7 +15,7 @@ import { wallClock } from '#services/snapshotter/snapshots/wall-clock.ts';
 import { TempFolder } from './temp-folder.ts';
 
 /** A provider that has no layer: every snapshot is a normal one. */
-export const noLayers: LayerProvider = {
+const noLayers: LayerProvider = {
   provide: (request) => Promise.reject(new NotLazyError('no-index', `no index of ${request.layer}`)),
   mountOf: (layer) => Promise.reject(new NotLazyError('no-index', `no index of ${layer}`)),
   usage: () => ({ sizeBytes: 0, inodes: 0 }),

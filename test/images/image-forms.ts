@@ -11,7 +11,7 @@ import { runTool } from './tool.ts';
 const CLI = fileURLToPath(new URL('../../services/cli/main.ts', import.meta.url));
 
 /** Written anew by us. */
-export const OUR_FORMATS = ['estargz', 'zstd-chunked'] as const;
+const OUR_FORMATS = ['estargz', 'zstd-chunked'] as const;
 export type OurFormat = (typeof OUR_FORMATS)[number];
 
 /** Every form of one image: as pushed, converted by us, converted by others. */
@@ -82,7 +82,7 @@ export async function convertByUs(
 }
 
 /** `folder` must not exist. */
-export async function convertBySkopeo(source: OciLayout, folder: string, signal: AbortSignal): Promise<OciLayout> {
+async function convertBySkopeo(source: OciLayout, folder: string, signal: AbortSignal): Promise<OciLayout> {
   const copy = ['--insecure-policy', 'copy', '--quiet', '--dest-compress-format', 'zstd:chunked'];
   await runTool('skopeo', [...copy, `oci:${source.folder}:latest`, `oci:${folder}:latest`], signal);
   return new OciLayout(folder);

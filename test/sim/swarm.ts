@@ -262,7 +262,7 @@ export function simulateSwarm(options: SwarmOptions): SwarmResult {
 }
 
 /** Numbers in [0, 1), the same for the same seed. */
-export function xorshift(seed: number): () => number {
+function xorshift(seed: number): () => number {
   let state = seed >>> 0 || 1;
   return () => {
     state ^= state << 13;

@@ -11,7 +11,6 @@ import {
   INIT_FLAG2,
   invalidateEntryNotice,
   invalidateInodeNotice,
-  MAX_READ_BYTES,
   OPCODE,
   openReply,
   OUT_HEADER_BYTES,
@@ -285,8 +284,6 @@ export function openDeviceSession(options: DeviceSessionOptions): FuseSession {
     },
   };
 }
-
-export const DEVICE_LIMITS = { requestBytes: REQUEST_BYTES, readBytes: MAX_READ_BYTES } as const;
 
 /** Has the process been killed, so that it only waits for its read to end? */
 async function isKilled(pid: number): Promise<boolean> {

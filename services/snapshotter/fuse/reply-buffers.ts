@@ -21,7 +21,7 @@ export class ReplyBuffers {
 }
 
 /** `small` is the kernel's default read-ahead, which nearly all reads are. `kept` bounds what idles: 6 MiB together. */
-export const REPLY_BUFFERS = {
+const REPLY_BUFFERS = {
   small: { bytes: 128 * 1024, kept: 16 },
   large: { bytes: 1024 * 1024, kept: 4 },
 } as const;

@@ -58,7 +58,7 @@ export function patternBytes(offset: number, length: number): Buffer {
   return Buffer.from(words.buffer, start, length);
 }
 
-export function inodeOf(name: string): bigint {
+function inodeOf(name: string): bigint {
   return createHash('sha256').update(name).digest().readBigUInt64LE(0) | (1n << 62n);
 }
 

@@ -53,7 +53,7 @@ export function isOfNodeOnly(record: Pick<LayerRecord, 'format'>): boolean {
 }
 
 /** Repositories remembered for a layer: enough to outlive one that goes, bounded because every image may name another. */
-export const MAX_REQUESTS = 8;
+const MAX_REQUESTS = 8;
 
 export class LayerRecordError extends Error {
   override readonly name = 'LayerRecordError';

@@ -8,7 +8,7 @@ export const TARGET_LABEL = 'containerd.io/snapshot.ref';
  * Labels by which clients name the layer behind a snapshot: our own, those of the established remote snapshotter's clients
  * (ctr-remote, nerdctl), and CRI's. The first group that is complete counts.
  */
-export const OWN_LABELS = {
+const OWN_LABELS = {
   reference: 'containerd.io/snapshot/remote/kindling.reference',
   digest: 'containerd.io/snapshot/remote/kindling.digest',
   size: 'containerd.io/snapshot/remote/kindling.size',

@@ -28,8 +28,8 @@ const MAGIC = 'STARGZ';
 const EXTERNAL_MAGIC = 'STARGZEXTERNALTOC';
 
 export const ESTARGZ_FOOTER_BYTES = 51;
-export const LEGACY_FOOTER_BYTES = 47;
-export const EXTERNAL_FOOTER_BYTES = 46;
+const LEGACY_FOOTER_BYTES = 47;
+const EXTERNAL_FOOTER_BYTES = 46;
 
 function subfield(payload: string): Buffer {
   const header = Buffer.from('SG\0\0', 'latin1');
