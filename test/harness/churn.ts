@@ -45,7 +45,7 @@ export class Churn implements AsyncDisposable {
 
   /** Pulls what is not there yet, however often the agent goes away under it. */
   async pulled(signal: AbortSignal): Promise<void> {
-    await retried(async () => await this.#prepareLayers(0, this.#image.layers.length, signal), signal);
+    await retried(async () => await this.#pullAgain(signal), signal);
     this.#unread = shuffled(this.#image.files);
   }
 
@@ -163,6 +163,19 @@ export class Churn implements AsyncDisposable {
       if (code !== 'unreachable' && code !== 'ECONNRESET') throw error;
     }
     throw new UnansweredError('The agent went away within a pull');
+  }
+
+  /**
+   * containerd says of a snapshot that it is there without keeping it for who asked. One that only the lease of a lost pull had kept goes
+   * with that lease, perhaps before the next layer names it as parent; the kubelet then pulls again.
+   */
+  async #pullAgain(signal: AbortSignal): Promise<void> {
+    try {
+      await this.#prepareLayers(0, this.#image.layers.length, signal);
+    } catch (error) {
+      if (!(error instanceof ContainerdError) || error.code !== 'not-found') throw error;
+      await this.#prepareLayers(0, this.#image.layers.length, signal);
+    }
   }
 
   /** As the kubelet: one Prepare after the other. */
