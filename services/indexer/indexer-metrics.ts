@@ -3,6 +3,7 @@ import { Counter, Histogram, type Registry } from '#shared/telemetry/metrics.ts'
 export class IndexerMetrics {
   readonly events: Counter<'type' | 'outcome'>;
   readonly layers: Counter<'outcome'>;
+  readonly contradictions: Counter;
   readonly seconds: Histogram;
   readonly layerBytes: Counter;
   readonly indexBytes: Counter;
@@ -19,6 +20,11 @@ export class IndexerMetrics {
       name: 'kindling_indexer_layers_total',
       help: 'Layers seen, by outcome (present, built, not-lazy, failed)',
       labelNames: ['outcome'],
+      registers,
+    });
+    this.contradictions = new Counter({
+      name: 'kindling_indexer_contradictions_total',
+      help: 'Layers whose table of contents says something else than their tar: made by mistake, or to deceive',
       registers,
     });
     this.seconds = new Histogram({

@@ -87,7 +87,15 @@ export class LayerIndexer {
     const { indexes, check = checkUsable, metrics, logger } = this.#deps;
     const started = performance.now();
     try {
-      const built = await this.#deps.build(repository, layer, { diffId: layer.diffId, tag }, signal);
+      const onContradiction = (difference: string): void => {
+        metrics.contradictions.inc();
+        logger.error(
+          { layer: layer.digest, repository, difference },
+          'the table of contents of a layer contradicts its tar; the index is made from the tar',
+        );
+      };
+      const options = { diffId: layer.diffId, tag, onContradiction };
+      const built = await this.#deps.build(repository, layer, options, signal);
       check(built.bytes, layer.digest);
       await indexes.publish(layer.digest, built.bytes, signal);
       const seconds = (performance.now() - started) / 1000;

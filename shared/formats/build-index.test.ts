@@ -4,10 +4,12 @@ import { gzipSync } from 'node:zlib';
 import { writerOf } from '#shared/convert/layer-writers.ts';
 import { sha256 } from '#shared/digest/digest.ts';
 import { fakeMember, fakeTar } from '#shared/layer/fake-layer.ts';
+import type { LayerIndex } from '#shared/layer/layer-index.ts';
 import { type BlobDescriptor, type BlobSource, buildLayerIndex } from './build-index.ts';
 
 const content = Buffer.from('content of a file');
-const tar = fakeTar([fakeMember('file', 'file', content)]);
+const tarOf = (uid: number): Buffer => fakeTar([fakeMember('file', 'file', content, { uid })]);
+const tar = tarOf(1001);
 const { signal } = new AbortController();
 
 function sourceOf(blob: Buffer): BlobSource & { readonly asked: string[] } {
@@ -25,11 +27,14 @@ function sourceOf(blob: Buffer): BlobSource & { readonly asked: string[] } {
   };
 }
 
-async function estargz(): Promise<{ readonly blob: Buffer; readonly descriptor: BlobDescriptor }> {
+async function lazy(
+  format: 'estargz' | 'zstd-chunked',
+  of = tar,
+): Promise<{ readonly blob: Buffer; readonly descriptor: BlobDescriptor }> {
   const parts: Buffer[] = [];
-  const written = await writerOf('estargz')(
+  const written = await writerOf(format)(
     (async function* () {
-      yield tar;
+      yield of;
     })(),
     {},
     async (bytes) => void parts.push(Buffer.from(bytes)),
@@ -38,6 +43,8 @@ async function estargz(): Promise<{ readonly blob: Buffer; readonly descriptor: 
   const blob = Buffer.concat(parts);
   return { blob, descriptor: { digest: written.digest, size: blob.length, annotations: written.annotations } };
 }
+
+const estargz = () => lazy('estargz');
 
 describe('building an index', () => {
   test('a blob with a TOC is asked for its end only', async () => {
@@ -64,6 +71,50 @@ describe('building an index', () => {
       code: 'digest-mismatch',
     });
   });
+
+  for (const format of ['estargz', 'zstd-chunked'] as const) {
+    test(`a TOC (${format}) that its tar bears out gives the same spans as alone, and the diff ID`, async () => {
+      const { blob, descriptor } = await lazy(format);
+      const source = sourceOf(blob);
+      const options = { toc: 'check', onContradiction: assert.fail } as const;
+      const checked = await buildLayerIndex(source, descriptor, options, signal);
+      assert.deepEqual(source.asked, [`0-${blob.length}`, 'stream']);
+      assert.ok(checked.diffId);
+      const byToc = await buildLayerIndex(source, descriptor, {}, signal);
+      assert.equal(byToc.diffId, undefined);
+      assert.deepEqual(checked, { ...byToc, diffId: checked.diffId });
+      const other = { ...options, diffId: sha256(blob) };
+      await assert.rejects(buildLayerIndex(source, descriptor, other, signal), { code: 'digest-mismatch' });
+    });
+
+    test(`a TOC (${format}) that says what the tar does not is left for the tar, and that is told`, async () => {
+      const dataEnd = async ({ blob, descriptor }: Awaited<ReturnType<typeof lazy>>): Promise<number> => {
+        const { spans } = await buildLayerIndex(sourceOf(blob), descriptor, {}, signal);
+        const { blobOffset = 0, blobLength = 0 } = spans[0]?.segments[0] ?? {};
+        return blobOffset + blobLength;
+      };
+      const honest = await lazy(format);
+      const end = await dataEnd(honest);
+      let uid = 1001;
+      let other: typeof honest;
+      // Another owner whose header and TOC take as many bytes.
+      do other = await lazy(format, tarOf(++uid));
+      while (other.blob.length !== honest.blob.length || (await dataEnd(other)) !== end);
+      // The tar's header and content from the one, the TOC from the other.
+      const blob = Buffer.from(other.blob);
+      honest.blob.copy(blob, 0, 0, end);
+      const { annotations } = other.descriptor;
+      const descriptor = { digest: sha256(blob), size: blob.length, annotations };
+      const told: string[] = [];
+      const options = { toc: 'check', onContradiction: (difference: string) => void told.push(difference) } as const;
+      const index = await buildLayerIndex(sourceOf(blob), descriptor, options, signal);
+      assert.deepEqual(told, [`"file": its uid is 1001, the table says ${uid}`]);
+      const ownerIn = (found: LayerIndex) => found.entries.find(({ path }) => path.toString() === 'file')?.uid;
+      assert.equal(ownerIn(index), 1001);
+      const believed = await buildLayerIndex(sourceOf(blob), descriptor, {}, signal);
+      assert.equal(ownerIn(believed), uid);
+    });
+  }
 
   test('a plain blob is streamed, with progress, and its tar checked', async () => {
     const blob = gzipSync(tar);

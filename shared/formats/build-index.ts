@@ -3,6 +3,7 @@ import { LayerError, type LayerIndex } from '#shared/layer/layer-index.ts';
 import type { PayloadSink } from './stream/stream-digester.ts';
 import { StreamIndexer } from './stream/stream-indexer.ts';
 import { indexFromToc } from './toc/index-from-toc.ts';
+import { TocCheck } from './toc/toc-check.ts';
 import {
   TAIL_BYTES,
   TOC_DIGEST_ANNOTATION,
@@ -31,12 +32,17 @@ export interface BlobDescriptor {
 export interface BuildIndexOptions {
   /** Digest of the uncompressed tar as the image's config has it; checked where the blob is streamed. */
   readonly diffId?: Digest | undefined;
-  /** `never` streams a blob that has a TOC too: then the diff ID is known and all of it was verified. */
-  readonly toc?: 'use' | 'never';
+  /**
+   * `use` believes a TOC that the descriptor vouches for, and reads nothing else: the diff ID stays unknown. `check` reads all of the blob
+   * as well, and takes the index from its tar where the TOC says something else. `never` takes it from the tar in any case.
+   */
+  readonly toc?: 'use' | 'check' | 'never';
+  /** In what a TOC contradicts its tar, where `check` has found that. */
+  readonly onContradiction?: ((difference: string) => void) | undefined;
   /** See StreamIndexer. */
   readonly threads?: 'one' | 'two';
   readonly payload?: PayloadSink | undefined;
-  /** Bytes of the blob read so far; not called where a TOC does. */
+  /** Bytes of the blob read so far; not called where the TOC is all that is read. */
   readonly onProgress?: ((blobBytes: number) => void) | undefined;
 }
 
@@ -53,6 +59,7 @@ export function isSeekable(index: Pick<LayerIndex, 'spans'>): boolean {
 
 /**
  * The index of a layer: from its TOC with one or two range requests where it has one (external ones too), else from one pass over the blob.
+ * The same TOC gives the same spans, checked or not: nodes share them.
  *
  * @throws LayerError when the layer must not be used; errors of the source come through.
  */
@@ -62,15 +69,16 @@ export async function buildLayerIndex(
   options: BuildIndexOptions,
   signal: AbortSignal,
 ): Promise<LayerIndex> {
-  if (options.toc !== 'never' && announcesToc(descriptor)) {
-    const index = await indexByToc(source, descriptor, signal);
-    if (index !== undefined) return index;
-  }
+  const { toc = 'use' } = options;
+  const byToc = toc !== 'never' && announcesToc(descriptor) ? await indexByToc(source, descriptor, signal) : undefined;
+  if (byToc !== undefined && toc === 'use') return byToc;
+  const check = byToc && new TocCheck(byToc);
   await using indexer = new StreamIndexer({
     layer: descriptor.digest,
     blobSize: descriptor.size,
     diffId: options.diffId,
     payload: options.payload,
+    witness: check,
     threads: options.threads ?? 'two',
   });
   let blobBytes = 0;
@@ -81,7 +89,12 @@ export async function buildLayerIndex(
     options.onProgress?.(blobBytes);
   }
   signal.throwIfAborted();
-  return await indexer.finish();
+  const streamed = await indexer.finish();
+  const difference = check?.finish();
+  if (byToc === undefined) return streamed;
+  if (difference === undefined) return { ...byToc, diffId: streamed.diffId };
+  options.onContradiction?.(difference);
+  return streamed;
 }
 
 /**

@@ -3,6 +3,7 @@ import type { Digest } from '#shared/digest/digest.ts';
 import { type Checkpoint, type LayerFormat, LayerError, type SpanSegment } from '#shared/layer/layer-index.ts';
 import type { ImageExtent } from '#shared/layer/span-map.ts';
 import { decodeDeflateSpan } from './gzip/deflate-span.ts';
+import { releaseBytes } from './release-bytes.ts';
 import { DecodeError, SyncDecoder } from './sync-decoder.ts';
 import { wantedMembers } from './wanted-members.ts';
 import { wantedPieces } from './wanted-pieces.ts';
@@ -125,7 +126,10 @@ export class SpanDecoder implements Disposable {
   #payload(map: SpanCoding, span: number, source: UndecodedSpan, early: EarlyParts | undefined): Uint8Array {
     if (source.form === 'payload') return source.bytes;
     if (source.form === 'packed') return this.#unpacked(map, span, source.bytes);
-    return this.#payloadOf(map, span, this.#decoded(map, span, source, early));
+    const decoded = this.#decoded(map, span, source, early);
+    const payload = this.#payloadOf(map, span, decoded);
+    if (decoded.buffer !== source.bytes.buffer && decoded.buffer !== payload.buffer) releaseBytes(decoded);
+    return payload;
   }
 
   #unpacked(map: SpanCoding, span: number, bytes: Uint8Array): Uint8Array {

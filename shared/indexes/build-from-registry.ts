@@ -18,14 +18,14 @@ export interface BuiltIndex {
   readonly index: LayerIndex;
 }
 
-export interface BuildOptions extends Pick<BuildIndexOptions, 'diffId' | 'onProgress'> {
+export interface BuildOptions extends Pick<BuildIndexOptions, 'diffId' | 'onProgress' | 'onContradiction'> {
   /** Of the image that the layer is indexed for: an external TOC lies beside it. */
   readonly tag?: string | undefined;
 }
 
 /**
- * Builds the index of a layer's blob in a registry: from its TOC where its descriptor vouches for one, else from one pass over the
- * blob.
+ * Builds the index of a layer's blob in a registry, for others to believe: from one pass over the blob. Where its descriptor vouches for
+ * a TOC that says what the tar says, the spans are the TOC's.
  *
  * @throws RegistryError; LayerError, `digest-mismatch` when the blob is not what its digest says
  */
@@ -40,7 +40,7 @@ export async function buildFromRegistry(
     ...tocSource(client, repository, options.tag, layer),
     stream: (ends: AbortSignal) => client.blobStream(repository, layer, ends),
   };
-  const index = await buildLayerIndex(source, layer, options, signal);
+  const index = await buildLayerIndex(source, layer, { ...options, toc: 'check' }, signal);
   return { bytes: encodeLayerIndex(index), index };
 }
 

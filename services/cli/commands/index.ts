@@ -30,14 +30,16 @@ interface IndexedLayer extends Partial<IndexSummary> {
   readonly elapsedMs: number;
   /** Why the layer can have no index. */
   readonly reason?: string;
+  /** In what its table of contents contradicts its tar, which the index is made from then. */
+  readonly contradiction?: string;
 }
 
 export function command(): Command {
   const indexCommand = new Command('index')
     .summary('build the layer indexes of an image, so that its layers can be read lazily as they are')
     .description(
-      'Reads each layer once (eStargz and zstd:chunked: only its table of contents). The indexes go to the cluster when --nats or NATS_URL names ' +
-        'one, beside the image with --push, into files with --output; without any of them the command only reports.',
+      'Reads each layer once, and checks that a table of contents (eStargz, zstd:chunked) says what the layer holds. The indexes go to the ' +
+        'cluster when --nats or NATS_URL names one, beside the image with --push, into files with --output; without any of them the command only reports.',
     )
     .argument('<image>', 'image to index')
     .option('--platform <os/arch>', 'platform to choose from an index (default: this machine)')
@@ -93,8 +95,11 @@ async function indexLayer(
   const common = () => ({ layer: layer.digest, sizeBytes: layer.size, elapsedMs: performance.now() - started });
   try {
     const onProgress = (read: number) => bar.show(read, layer.size, `${what}, ${byteText(layer.size)}`);
-    const { bytes, index } = await buildFromRegistry(client, repository, layer, { onProgress, tag }, signal);
-    return { bytes, report: { ...common(), ...summaryOf(index), indexBytes: bytes.length } };
+    let found: { readonly contradiction?: string } = {};
+    const onContradiction = (contradiction: string): void => void (found = { contradiction });
+    const options = { onProgress, onContradiction, tag };
+    const { bytes, index } = await buildFromRegistry(client, repository, layer, options, signal);
+    return { bytes, report: { ...common(), ...summaryOf(index), indexBytes: bytes.length, ...found } };
   } catch (error) {
     // A blob that is not what it claims to be is no answer, it is a failure.
     if (!(error instanceof LayerError) || error.code === 'digest-mismatch') throw error;
@@ -122,6 +127,12 @@ function print(flags: Flags, image: string, layers: readonly IndexedLayer[], pub
   console.log(table(head, rows, [2, 3, 4, 5, 6, 7, 8]));
   for (const layer of layers)
     if (layer.reason !== undefined) console.log(`${layer.layer.slice(7, 19)} cannot be lazy: ${layer.reason}`);
+  for (const { layer, contradiction } of layers) {
+    if (contradiction === undefined) continue;
+    console.log(
+      `${layer.slice(7, 19)} is indexed by its tar, which its table of contents contradicts: ${contradiction}`,
+    );
+  }
   console.log(
     published.length > 0
       ? `Published to: ${published.join(', ')}`

@@ -2,7 +2,7 @@ import { createHash, type Hash } from 'node:crypto';
 import type { Digest } from '#shared/digest/digest.ts';
 import type { IndexSpan, LayerEntry, SpanPiece } from '#shared/layer/layer-index.ts';
 import { packCheckpoint } from '#shared/layer/packed-checkpoint.ts';
-import { TarReader } from '#shared/tar/tar-reader.ts';
+import { TarReader, type TarSink } from '#shared/tar/tar-reader.ts';
 import type { StreamCut } from './stream-walker.ts';
 
 /**
@@ -32,15 +32,20 @@ export class StreamDigester {
   #payloadLength = 0;
   #spanStart = 0;
 
-  constructor(sink?: PayloadSink) {
+  /** @param witness sees the tar as well */
+  constructor(sink?: PayloadSink, witness?: Required<TarSink>) {
     this.#sink = sink;
     this.#reader = new TarReader({
       entry: (entry) => {
         this.#entries.push(entry);
         this.#extents = entry.extents;
         this.#extent = 0;
+        witness?.entry(entry);
       },
-      payload: (bytes, streamOffset) => this.#payload(bytes, streamOffset),
+      payload: (bytes, streamOffset) => {
+        this.#payload(bytes, streamOffset);
+        witness?.payload(bytes, streamOffset);
+      },
     });
   }
 

@@ -2,6 +2,7 @@ import { createHash, type Hash } from 'node:crypto';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { Digest } from '#shared/digest/digest.ts';
 import { type LayerIndex, LayerError } from '#shared/layer/layer-index.ts';
+import type { TarSink } from '#shared/tar/tar-reader.ts';
 import { AnyWalker, type StreamFormat } from './any-walker.ts';
 import { type PayloadSink, StreamDigester } from './stream-digester.ts';
 import { type StreamCut, WALK_BUFFER_BYTES } from './stream-walker.ts';
@@ -14,6 +15,8 @@ export interface StreamIndexerOptions {
   readonly diffId?: Digest | undefined;
   /** Takes the payload as it passes, in stream order, e.g. to keep it in a file until the layer image can be laid out. */
   readonly payload?: PayloadSink | undefined;
+  /** Sees the tar as it passes. */
+  readonly witness?: Required<TarSink> | undefined;
   /** `one`: everything on the calling thread; `two` (default): decompression on a thread of its own. Small blobs take one. */
   readonly threads?: 'one' | 'two';
 }
@@ -41,7 +44,7 @@ export class StreamIndexer implements AsyncDisposable {
 
   constructor(options: StreamIndexerOptions) {
     this.#options = options;
-    const digester = new StreamDigester(options.payload);
+    const digester = new StreamDigester(options.payload, options.witness);
     this.#digester = digester;
     const sink = {
       data: (bytes: Buffer) => digester.data(bytes),
