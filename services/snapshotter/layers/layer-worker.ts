@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { parentPort, type MessagePort } from 'node:worker_threads';
 import { sha256, type Digest } from '#shared/digest/digest.ts';
 import { indexFromZtoc } from '#shared/formats/soci/index-from-ztoc.ts';
+import { releaseBytes } from '#shared/formats/release-bytes.ts';
 import { type EarlyParts, SpanDecoder } from '#shared/formats/span-decoder.ts';
 import { indexFromToc } from '#shared/formats/toc/index-from-toc.ts';
 import { type FoundToc, tocFromOutside, tocFromTail } from '#shared/formats/toc/toc-tail.ts';
@@ -18,7 +19,6 @@ import type { SharedMap, WorkerAnswer, WorkerJob, WorkerResults } from './worker
 
 /** Parsed maps kept in a thread; the bytes are shared, so one costs next to nothing. */
 const MAPS = 32;
-const FREE_BYTES = Math.max(64 * 1024, Buffer.poolSize);
 
 const decoder = new SpanDecoder();
 const writer = new ImageWriter();
@@ -58,8 +58,8 @@ function run(job: WorkerJob, early: () => void): WorkerResults[keyof WorkerResul
         throw error;
       }
       writer.write(job.fd, map, job.span, payload);
-      free(payload);
-      free(job.bytes);
+      releaseBytes(payload);
+      releaseBytes(job.bytes);
       return 'stored';
     }
     case 'verify': {
@@ -134,15 +134,6 @@ function earlyParts({ fd, wanted }: WorkerJob & { readonly kind: 'store' }, earl
     early();
   };
   return { wanted, ready };
-}
-
-/**
- * Gives a buffer of a span's size back now. V8 would let tens of megabytes of them gather in each thread, since it sees only
- * small objects. Node's own pool cannot be detached: what is not larger may be a slice of it.
- */
-function free(bytes: Uint8Array): void {
-  const { buffer } = bytes;
-  if (buffer instanceof ArrayBuffer && buffer.byteLength > FREE_BYTES) buffer.transfer(0);
 }
 
 /** A small layer's blob has come whole with its TOC: no second request for it. */

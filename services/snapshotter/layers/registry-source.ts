@@ -1,4 +1,5 @@
 import type { Digest } from '#shared/digest/digest.ts';
+import { releaseBytes } from '#shared/formats/release-bytes.ts';
 import type { DeliverSpan, SpanRequest, SpanSource } from './span-source.ts';
 
 /** The part of the registry client that this needs. */
@@ -99,6 +100,7 @@ export class RegistrySource implements SpanSource {
           if (to > from) bytes.set(chunk.subarray(from - position, to - position), from - start);
         }
         position = chunkEnd;
+        releaseRead(chunk);
         while (span <= last && map.blobEnd(span) <= position) {
           const bytes = begun.shift() ?? new Uint8Array(0);
           deliver(span++, bytes);
@@ -112,4 +114,9 @@ export class RegistrySource implements SpanSource {
       clearTimeout(timer);
     }
   }
+}
+
+/** What comes in one read of a socket lies in one buffer, in order: behind its last part nothing of it is wanted any more. */
+function releaseRead(chunk: Uint8Array): void {
+  if (chunk.byteOffset + chunk.length === chunk.buffer.byteLength) releaseBytes(chunk);
 }
