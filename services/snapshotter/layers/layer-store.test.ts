@@ -202,7 +202,7 @@ test('when its last span is there a mounted layer is mounted from the disk, and 
   const { path } = await store.provide(blob.request(), never);
   while (mounter.mounted.length < 2) await turn();
   assert.deepEqual(mounter.mounted[1], [join(dataDir, 'layers', hexOf(blob.layer), 'image'), path]);
-  assert.equal(store.isComplete(blob.layer), true);
+  assert.equal(store.layers.get(blob.layer)?.complete, true);
   blob.lying = true;
   await readWhole(store, blob);
   assert.equal(await store.mountOf(blob.layer, never), path);
@@ -246,7 +246,7 @@ test('after an unclean boot what is on disk is verified before it is served, and
   blob.reads = [];
   const later = setup([blob], { folder: before.dataDir });
   await later.store.start(never);
-  assert.equal(later.store.isComplete(blob.layer), false);
+  assert.equal(later.store.layers.get(blob.layer)?.complete, false);
   // Killed before anything was verified: the next one must not believe it either.
   const last = setup([blob], { folder: before.dataDir });
   await last.store.start(never);
@@ -319,7 +319,7 @@ test('a layer without an index is made from one pass over its blob, and one that
   const { store, dataDir } = setup([honest, liar], { indexes: [] });
   await store.start(never);
   await store.provide(honest.request(), never);
-  assert.equal(store.isComplete(honest.layer), true);
+  assert.equal(store.layers.get(honest.layer)?.complete, true);
   const file = store.byName(`${hexOf(honest.layer)}.img`);
   assert.ok(file);
   const image = await store.read(file, 0, file.sizeBytes, never);
@@ -355,7 +355,7 @@ test('an index that was made here is told to others, and theirs is used in place
   const second = setup([blob], { indexes: [{ find: () => Promise.resolve(index) }], publishIndex });
   await second.store.start(never);
   await second.store.provide(blob.request(), never);
-  assert.equal(second.store.isComplete(blob.layer), false);
+  assert.equal(second.store.layers.get(blob.layer)?.complete, false);
   assert.equal(blob.reads.length, 0);
   await second.store.close();
   assert.equal(told.length, 1);
@@ -366,7 +366,7 @@ test('an index that is of another layer, or broken, does not keep a layer from s
   const { store } = setup([blob], { indexes: [{ find: () => Promise.resolve(Buffer.from('no index')) }] });
   await store.start(never);
   await store.provide(blob.request(), never);
-  assert.equal(store.isComplete(blob.layer), true);
+  assert.equal(store.layers.get(blob.layer)?.complete, true);
   await store.close();
 });
 

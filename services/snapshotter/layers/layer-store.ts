@@ -270,9 +270,6 @@ export class LayerStore implements LayerFiles, LayerProvider {
     for (const layer of this.#layers.values()) sum += layer.diskBytes;
     return sum;
   }
-  isComplete(layer: Digest): boolean {
-    return this.#layers.get(layer)?.complete === true;
-  }
   /** Called for every span that becomes readable; returns how to stop that. */
   onResident(listener: (layer: Digest, span: number) => void): () => void {
     this.#listeners.add(listener);

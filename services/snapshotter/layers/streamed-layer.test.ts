@@ -119,7 +119,7 @@ test('a layer of one zstd frame is mounted at once, and one pass over its blob b
   assert.equal(registry.passes, 0);
   await readWhole();
   assert.equal(registry.passes, 1);
-  assert.equal(store.isComplete(LAYER), true);
+  assert.equal(store.layers.get(LAYER)?.complete, true);
   const { bytesBySource } = statistics.figures(LAYER);
   assert.ok(bytesBySource.registry > 0 && bytesBySource.registry <= BLOB.length);
   await store.close();

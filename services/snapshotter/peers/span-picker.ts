@@ -185,10 +185,6 @@ export class SpanPicker<N> {
     this.#count(span, has ? 1 : -1);
   }
 
-  neighbourHas(neighbour: N, span: number): boolean {
-    return this.#neighbours.get(neighbour)?.has[span] === 1;
-  }
-
   /** The next transfer, counted as begun: `ended` must follow. undefined = nothing to be had now. */
   pick(nowMs: number): Pick<N> | undefined {
     if (this.#wantedCount === 0) return undefined;
