@@ -301,6 +301,26 @@ export function busConformance(kind: string, open: () => Promise<BusUnderTest>):
     assert.equal(queued.size, 0);
   });
 
+  test(`${kind}: a message that its subscriber cannot take is dropped, and those that follow arrive`, async () => {
+    const { type } = fresh();
+    const inbox = new Inbox<string>();
+    let refused = 0;
+    await using _a = other.messages.subscribe(`kindling.${type}`, undefined, (payload) => {
+      if (payload.length === 0) {
+        refused++;
+        throw new Error('cannot take that');
+      }
+      inbox.put(text(payload));
+    });
+    await eventually(async () => {
+      bus.messages.send(`kindling.${type}`, new Uint8Array());
+      await new Promise((resolve) => setTimeout(resolve, 20));
+      return refused > 0 ? true : undefined;
+    });
+    bus.messages.send(`kindling.${type}`, Buffer.from('the next'));
+    assert.equal(await inbox.take(), 'the next');
+  });
+
   test(`${kind}: an object is the same wherever it is read, and stays as it was first written`, async () => {
     const name = `o.${randomUUID()}`;
     assert.equal(await bus.objects.get(name, signal), undefined);

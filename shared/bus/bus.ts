@@ -97,7 +97,10 @@ export interface Messages {
   ): Subscription;
   /** Fire and forget: dropped when the bus is not reachable. Returns whether it left. */
   send(subject: string, payload: Uint8Array): boolean;
-  /** With a queue each message goes to one of its subscribers, without to all. */
+  /**
+   * With a queue each message goes to one of its subscribers, without to all. A message that `handler` throws at is dropped, and
+   * said: whatever somebody sends, those that follow arrive.
+   */
   subscribe(
     subject: string,
     queue: string | undefined,

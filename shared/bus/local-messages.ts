@@ -91,7 +91,15 @@ export function remote(subject: string, message: string, cause?: unknown): BusEr
 }
 
 function deliver(listener: Listener, payload: Uint8Array, subject: string): void {
-  queueMicrotask(() => listener.handler(payload, subject));
+  queueMicrotask(() => {
+    try {
+      listener.handler(payload, subject);
+    } catch (error) {
+      process.emitWarning(
+        `A message to ${subject} was dropped: ${error instanceof Error ? error.message : String(error)}`,
+      );
+    }
+  });
 }
 
 function added<T>(all: Set<T>, one: T): Subscription {

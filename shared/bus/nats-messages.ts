@@ -100,8 +100,17 @@ export class NatsMessages implements Messages {
       const subscription = connection.subscribe(subject, {
         ...(queue === undefined ? {} : { queue }),
         callback: (error, message) => {
-          if (error) this.#link.options.logger.warn({ err: error, subject }, 'a subscription failed');
-          else handler(message);
+          const { logger } = this.#link.options;
+          if (error) {
+            logger.warn({ err: error, subject }, 'a subscription failed');
+            return;
+          }
+          try {
+            handler(message);
+          } catch (cause) {
+            // The client would stop reading, and say nothing.
+            logger.warn({ err: cause, subject: message.subject }, 'a message was dropped');
+          }
         },
       });
       attached = { connection, subscription };
