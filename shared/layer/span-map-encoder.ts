@@ -1,5 +1,5 @@
-import { bytesOf, type Digest, hexOf } from '#shared/digest/digest.ts';
-import { type IndexSpan, LayerError, type LayerFormat } from './layer-index.ts';
+import { bytesOf, hexOf } from '#shared/digest/digest.ts';
+import { type IndexSpan, LayerError } from './layer-index.ts';
 import type { ImageExtent } from './span-map.ts';
 import {
   NO_CHECKPOINT,
@@ -9,6 +9,7 @@ import {
   spanMapHash,
   spanMapSections,
   type SpanMapCounts,
+  type SpanMapHeader,
 } from './span-map-layout.ts';
 
 const NO_WINDOW = new Uint8Array(0);
@@ -23,13 +24,7 @@ export interface SpanMapEntry {
   readonly extents: readonly ImageExtent[];
 }
 
-export interface SpanMapFields {
-  readonly layer: Digest;
-  readonly format: LayerFormat;
-  readonly blobSize: number;
-  readonly metadataSize: number;
-  readonly imageSize: number;
-  readonly prioritySpans: number;
+export interface SpanMapFields extends Omit<SpanMapHeader, 'counts'> {
   readonly spans: readonly SpanMapEntry[];
 }
 

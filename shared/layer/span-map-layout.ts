@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto';
-import { type Digest, digestOfBytes } from '#shared/digest/digest.ts';
+import { digestOfBytes } from '#shared/digest/digest.ts';
 import { LayerError, type LayerFormat } from './layer-index.ts';
+import type { SpanMap } from './span-map.ts';
 
 /** Of the whole file; a header alone tells how much more `parseSpanTable` needs. */
 export const SPAN_MAP_HEADER_BYTES = 128;
@@ -66,13 +67,8 @@ export function spanMapSections(counts: SpanMapCounts) {
   };
 }
 
-export interface SpanMapHeader {
-  readonly layer: Digest;
-  readonly format: LayerFormat;
-  readonly blobSize: number;
-  readonly metadataSize: number;
-  readonly imageSize: number;
-  readonly prioritySpans: number;
+export interface SpanMapHeader
+  extends Pick<SpanMap, 'layer' | 'format' | 'blobSize' | 'metadataSize' | 'imageSize' | 'prioritySpans'> {
   readonly counts: SpanMapCounts;
 }
 

@@ -15,6 +15,8 @@ export interface Field {
   readonly link: Link;
 }
 
+type Happening = (cluster: TestCluster, signal: AbortSignal) => Promise<void> | void;
+
 export interface Scenario {
   readonly name: string;
   /** What the registry may give, in sizes of the layer: `once` for all, and what the fault explains. */
@@ -86,39 +88,22 @@ export const KILLS: readonly Scenario[] = [
     name: 'Redis is killed and comes back empty',
     allowed: (nodes) => nodes + HEADERS,
     because: 'while it is away nobody says who reads what: at most each node everything',
-    play: async ({ cluster, victim, others, layer }, signal) => {
-      const nodes = [victim, ...others];
-      const starts = all(nodes, layer, signal);
-      await begun(victim, layer, signal);
-      await cluster.restartRedis(signal);
-      return await starts;
-    },
+    play: inMidStart(async (cluster, signal) => await cluster.restartRedis(signal)),
   },
   {
     name: 'NATS is killed and comes back',
     allowed: (nodes) => nodes + HEADERS,
     because: 'while it is away nobody says who reads what: at most each node everything',
-    play: async ({ cluster, victim, others, layer }, signal) => {
-      const nodes = [victim, ...others];
-      const starts = all(nodes, layer, signal);
-      await begun(victim, layer, signal);
-      cluster.killNats();
-      const done = await starts;
-      await cluster.restartNats(signal);
-      return done;
-    },
+    play: inMidStart(
+      (cluster) => cluster.killNats(),
+      async (cluster, signal) => await cluster.restartNats(signal),
+    ),
   },
   {
     name: 'one of two distributors is killed',
     allowed: (nodes) => nodes + HEADERS,
     because: 'whoever it does not answer reads by itself until the other has answered',
-    play: async ({ cluster, victim, others, layer }, signal) => {
-      const nodes = [victim, ...others];
-      const starts = all(nodes, layer, signal);
-      await begun(victim, layer, signal);
-      cluster.distributors[0]?.kill('SIGKILL');
-      return await starts;
-    },
+    play: inMidStart((cluster) => cluster.distributors[0]?.kill('SIGKILL')),
   },
 ];
 
@@ -240,6 +225,18 @@ function misbehaving(how: Misbehaviour): Scenario {
       await victim.start(signal);
       return [first, ...done];
     },
+  };
+}
+
+/** All nodes start, `fault` comes when one has begun, `mended` when all are done. */
+function inMidStart(fault: Happening, mended: Happening = () => {}): Scenario['play'] {
+  return async ({ cluster, victim, others, layer }, signal) => {
+    const starts = all([victim, ...others], layer, signal);
+    await begun(victim, layer, signal);
+    await fault(cluster, signal);
+    const done = await starts;
+    await mended(cluster, signal);
+    return done;
   };
 }
 
