@@ -5,6 +5,7 @@ import { silentLogger } from '#shared/telemetry/logger.ts';
 import { busConformance, eventually, Inbox, OBJECT_BYTES, rejectsWith } from './bus-conformance.ts';
 import { NatsBus } from './nats-bus.ts';
 import type { NatsOptions } from './nats-link.ts';
+import { OBJECT_BUCKET } from './nats-object-room.ts';
 import { NatsProcess } from './nats-process.ts';
 
 const signal = new AbortController().signal;
@@ -25,6 +26,22 @@ describe('NATS', { skip: NatsProcess.missing() }, () => {
         await server[Symbol.asyncDispose]();
       },
     };
+  });
+
+  test('an object with more in it than it claims is not read', async () => {
+    await using server = await NatsProcess.start();
+    await using bus = busOf(server.url);
+    await eventually(() => Promise.resolve(bus.connected()));
+    await bus.objects.put('o', Buffer.alloc(1000, 1), signal);
+    const raw = await connect({ servers: server.url });
+    try {
+      const store = await raw.jetstream().views.os(OBJECT_BUCKET);
+      const nuid = (await store.info('o'))?.nuid ?? '';
+      for (let i = 0; i < 5; i++) await raw.jetstream().publish(`$O.${OBJECT_BUCKET}.C.${nuid}`, Buffer.alloc(1000, i));
+      await rejectsWith('too-large', bus.objects.get('o', signal));
+    } finally {
+      await raw.close();
+    }
   });
 
   test('a bus closes at once while its server is away', async () => {

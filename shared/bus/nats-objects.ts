@@ -40,7 +40,7 @@ export class NatsObjects implements ObjectStore {
       // Asked first: the client waits without end for the parts of an object that lost them.
       if (!known || known.deleted) return undefined;
       checkStored(name, known.size);
-      return (await store.getBlob(name)) ?? undefined;
+      return await readObject(store, name, known.size);
     });
   }
 
@@ -95,6 +95,26 @@ export class NatsObjects implements ObjectStore {
     }
     return await this.#opened.store;
   }
+}
+
+/** No more than the `size` that it claims: its parts are whatever somebody has written. */
+async function readObject(store: NatsObjectStore, name: string, size: number): Promise<Uint8Array | undefined> {
+  const result = await store.get(name);
+  if (result === null) return undefined;
+  // It may end for a reader that has left.
+  result.error.catch(() => {});
+  const bytes = Buffer.allocUnsafe(size);
+  let at = 0;
+  for await (const part of result.data) {
+    if (at + part.length > size)
+      throw new BusError('too-large', `Cannot read the object ${name}: it is larger than it claims`);
+    bytes.set(part, at);
+    at += part.length;
+  }
+  const error = await result.error;
+  if (error) throw error;
+  if (at < size) throw new BusError('unavailable', `Cannot read the object ${name}: parts of it are missing`);
+  return bytes;
 }
 
 function checkStored(name: string, size: number): void {
