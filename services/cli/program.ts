@@ -1,4 +1,3 @@
-import { access } from 'node:fs/promises';
 import { Command, Help } from 'commander';
 import packageJson from '#package' with { type: 'json' };
 
@@ -19,8 +18,8 @@ export const COMMANDS = [
 ] as const;
 
 const EXIT_CODES = `
-Exit codes: 0 done, 1 failed, 2 wrong command line, 3 agent, containerd or registry unreachable, 4 no such image or not
-allowed, 78 wrong setting, 130 interrupted. "run" ends with the exit code of the container.`;
+Exit codes: 0 done, 1 failed, 2 wrong command line, 3 agent, containerd, registry or NATS unreachable, 4 no such image
+or not allowed, 78 wrong setting, 130 interrupted. "run" ends with the exit code of the container.`;
 
 /** The program with the command that `args` name, or with all of them where they name none. Errors are thrown, not exited on. */
 export async function createProgram(args: readonly string[]): Promise<Command> {
@@ -42,19 +41,10 @@ export async function createProgram(args: readonly string[]): Promise<Command> {
   const wanted = args.find((argument) => !argument.startsWith('-'));
   const names = COMMANDS.filter((name) => name === wanted);
   for (const name of names.length > 0 ? names : COMMANDS) {
-    const file = new URL(`commands/${name}.ts`, import.meta.url);
-    if (await missing(file)) continue;
-    const module = (await import(file.href)) as { command(): Command };
+    const module = (await import(`./commands/${name}.ts`)) as { command(): Command };
     const command = module.command();
     for (const one of [command, ...command.commands]) one.exitOverride().copyInheritedSettings(program);
     program.addCommand(command);
   }
   return program;
-}
-
-async function missing(file: URL): Promise<boolean> {
-  return await access(file).then(
-    () => false,
-    () => true,
-  );
 }
