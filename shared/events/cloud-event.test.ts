@@ -72,6 +72,8 @@ test('a batch is read whole or not at all, and says which event is wrong', () =>
   assert.throws(() => parseRequest(headers, json(minimal)), refused('malformed', /not a JSON array/));
   const many = Array.from({ length: EVENT_LIMITS.batch + 1 }, () => minimal);
   assert.throws(() => parseRequest(headers, json(many)), refused('too-large', /batch of 257/));
+  const nested = `[${'['.repeat(400_000)}${']'.repeat(400_000)}]`;
+  assert.throws(() => parseRequest(headers, Buffer.from(nested)), refused('malformed', /nested too deeply/));
 });
 
 test('what is not a CloudEvent of version 1.0 within the bounds is refused', () => {

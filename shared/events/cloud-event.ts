@@ -116,10 +116,19 @@ function parseBatch(body: Uint8Array): readonly CloudEvent[] {
   }
   return json.map((one: unknown, i) => {
     const what = `event ${i} of the batch`;
-    const size = Buffer.byteLength(JSON.stringify(one));
+    const size = sizeOf(one, what);
     if (size > EVENT_LIMITS.eventBytes) throw tooLarge(what, size);
     return checkCloudEvent(one, what);
   });
+}
+
+function sizeOf(json: unknown, what: string): number {
+  try {
+    return Buffer.byteLength(JSON.stringify(json));
+  } catch (cause) {
+    // What node reads it may not be able to write: it recurses.
+    throw new CloudEventError('malformed', `Cannot read ${what}: it is nested too deeply`, { cause });
+  }
 }
 
 function parseBinary(headers: HeaderMap, mediaType: string, body: Uint8Array): CloudEvent {

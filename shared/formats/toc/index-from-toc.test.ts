@@ -225,6 +225,22 @@ describe('index from an eStargz TOC', () => {
     assert.throws(() => contentOf(indexOf(blob), blob.bytes), { name: 'LayerError', code: 'digest-mismatch' });
   });
 
+  test('values that are nested without end are refused, wherever they stand', () => {
+    const digest = sha256(hello);
+    const nested = '['.repeat(300_000) + ']'.repeat(300_000);
+    const index = (json: string) =>
+      indexFromToc({ json: Buffer.from(json), format: 'estargz', layer: digest, blobSize: 1000, dataEnd: 500 });
+    assert.throws(() => index(`{"version":${nested},"entries":[]}`), { name: 'LayerError', code: 'unsupported' });
+    for (const field of ['name', 'type', 'size', 'offset', 'mode', 'uid', 'digest', 'modtime', 'xattrs', 'linkName']) {
+      const entry = { ...reg({ name: 'a', size: 12, offset: 0, digest }), [field]: 'here' };
+      const json = JSON.stringify({ version: 1, entries: [entry] }).replace(
+        `"${field}":"here"`,
+        `"${field}":${nested}`,
+      );
+      assert.throws(() => index(json), { name: 'LayerError' }, field);
+    }
+  });
+
   test('25,000 entries are indexed quickly enough to be worth no thought', () => {
     const digest = sha256(hello);
     const entries = Array.from({ length: 25_000 }, (_, at) =>

@@ -10,8 +10,8 @@ import {
   parseModtime,
   parseToc,
   parseXattrs,
-  quote,
   type RawEntry,
+  shown,
   text,
 } from './toc-entry.ts';
 
@@ -57,7 +57,7 @@ export function indexFromToc(source: TocSource): LayerIndex {
       const name = first === null || typeof first !== 'object' ? '' : first['name'];
       throw new LayerError(
         error.code,
-        `Refused the TOC of layer ${layer}: entry ${at} (${quote(String(name))}): ${error.message}`,
+        `Refused the TOC of layer ${layer}: entry ${at} (${shown(name)}): ${error.message}`,
         { cause: error },
       );
     }
@@ -151,7 +151,7 @@ function readChunks(
   for (let index = at; index < end; index += 1) {
     const chunk = index === at ? file : (raw[index] as RawEntry);
     if (integer(chunk, 'chunkOffset', size) !== fileOffset) {
-      throw malformed(`its chunk ${index - at} begins at ${String(chunk['chunkOffset'])}, not at ${fileOffset}`);
+      throw malformed(`its chunk ${index - at} begins at ${shown(chunk['chunkOffset'])}, not at ${fileOffset}`);
     }
     const length = integer(chunk, 'chunkSize', size) || size - fileOffset;
     if (length === 0 || fileOffset + length > size) {

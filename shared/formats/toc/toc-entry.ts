@@ -45,7 +45,7 @@ export function parseToc(json: Uint8Array, layer: Digest): RawToc {
     throw malformed(`Cannot read the TOC of layer ${layer}: it has no list of entries`);
   }
   if (toc.version !== SUPPORTED_VERSION) {
-    const version = JSON.stringify(toc.version)?.slice(0, 20) ?? 'none';
+    const version = shown(toc.version);
     throw new LayerError(
       'unsupported',
       `Cannot read the TOC of layer ${layer}: version ${version}, only ${SUPPORTED_VERSION} is known`,
@@ -89,12 +89,18 @@ export function quote(text: string): string {
   return JSON.stringify(text.length > 100 ? `${text.slice(0, 100)}...` : text);
 }
 
+/** A value of any kind, for a message; of objects only that, as they may be nested without end. */
+export function shown(value: unknown): string {
+  if (typeof value === 'object' && value !== null) return Array.isArray(value) ? 'a list' : 'an object';
+  return typeof value === 'string' ? quote(value) : String(value);
+}
+
 /** An absent field is 0, as Go's `omitempty` writes it. */
 export function integer(entry: RawEntry, field: string, max: number): number {
   const value = entry[field];
   if (value === undefined || value === null) return 0;
   if (typeof value !== 'number' || !Number.isInteger(value) || value < 0 || value > max) {
-    throw malformed(`its ${field} is ${JSON.stringify(value)?.slice(0, 40)}, not an integer of 0 to ${max}`);
+    throw malformed(`its ${field} is ${shown(value)}, not an integer of 0 to ${max}`);
   }
   return value;
 }
