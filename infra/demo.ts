@@ -12,7 +12,7 @@ import { TestRegistry } from '#test/harness/registry.ts';
 import type { Shape } from '#test/harness/shaped-proxy.ts';
 import { TempFolder } from '#test/harness/temp-folder.ts';
 import { testImage } from '#test/images/image-cache.ts';
-import { recipeOf } from '#test/images/recipe.ts';
+import { RECIPES, recipeOf } from '#test/images/recipe.ts';
 import { runTool } from '#test/images/tool.ts';
 import { printWaterfalls, type Waterfall } from './waterfall.ts';
 
@@ -36,7 +36,7 @@ const { values } = parseArgs({
 const link = LINKS[values.link];
 if (values.help || link === undefined) {
   console.log(
-    `usage: npm run demo -- [--image NAME] [--link ${Object.keys(LINKS).join('|')}] [--once]\n  --once: do not wait for Ctrl-C at the end`,
+    `usage: npm run demo -- [--image ${RECIPES.map(({ name }) => name).join('|')}]\n  [--link ${Object.keys(LINKS).join('|')}] [--once]\n  --once: do not wait for Ctrl-C at the end`,
   );
   process.exit(values.help ? 0 : 2);
 }
