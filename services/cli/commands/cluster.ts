@@ -80,7 +80,8 @@ async function ask(bus: Bus, signal: AbortSignal): Promise<ViewReply> {
     return decodeMessage(viewReply, reply, "the distributor's answer");
   } catch (error) {
     if (!(error instanceof BusError) || error.code !== 'no-responder') throw error;
-    const message = 'Cannot show the cluster: no distributor answers, so nothing is shared; start kindling-distributor';
+    const message =
+      'Cannot show the cluster: no distributor answers, so nothing is shared; start one (kindling@distributor)';
     throw new BusError('unavailable', message, { cause: error });
   }
 }
