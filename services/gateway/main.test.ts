@@ -8,8 +8,12 @@ const EXIT_CONFIG = 78;
 
 it('a service that lacks a setting ends with a message and a status by which it is not started again', () => {
   const main = join(import.meta.dirname, 'main.ts');
-  const run = (env: Readonly<Record<string, string>>) =>
-    spawnSync(process.execPath, ['--disable-warning=ExperimentalWarning', main], { env, encoding: 'utf8' });
+  const cache = process.env['NODE_COMPILE_CACHE'] ?? '';
+  const run = (settings: Readonly<Record<string, string>>) =>
+    spawnSync(process.execPath, ['--disable-warning=ExperimentalWarning', main], {
+      env: { NODE_COMPILE_CACHE: cache, ...settings },
+      encoding: 'utf8',
+    });
   const tokens = { KINDLING_GATEWAY_TOKENS: 'a-token-of-at-least-16-characters' };
   const alone = run(tokens);
   assert.equal(alone.status, EXIT_CONFIG, alone.stderr);
