@@ -29,6 +29,8 @@ export const layerStatus = z.object({
   prioritySpans: count,
   /** Spans come only one after the other, as the blob is read from its front (large zstd frames). */
   inOrder: z.boolean(),
+  /** The digest of its tar is known, so that no image can pass it off as another layer. */
+  tarChecked: z.boolean(),
   complete: z.boolean(),
   mounted: z.enum(['no', 'fuse', 'disk']),
   images: z.array(z.string()),

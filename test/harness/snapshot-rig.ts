@@ -18,6 +18,7 @@ import { TempFolder } from './temp-folder.ts';
 const noLayers: LayerProvider = {
   provide: (request) => Promise.reject(new NotLazyError('no-index', `no index of ${request.layer}`)),
   mountOf: (layer) => Promise.reject(new NotLazyError('no-index', `no index of ${layer}`)),
+  tarOf: () => undefined,
   usage: () => ({ sizeBytes: 0, inodes: 0 }),
   release: () => Promise.resolve(),
 };

@@ -38,6 +38,7 @@ export interface LayerFile {
   readonly size: number;
   readonly diffId: Digest;
   readonly createdBy: string;
+  readonly annotations?: Readonly<Record<string, string>>;
 }
 
 export const MANIFEST_TYPE = 'application/vnd.oci.image.manifest.v1+json';
@@ -103,7 +104,12 @@ export async function writeOciLayout(
     schemaVersion: 2,
     mediaType: MANIFEST_TYPE,
     config: configBlob,
-    layers: layers.map(({ mediaType, digest, size }) => ({ mediaType, digest, size })),
+    layers: layers.map(({ mediaType, digest, size, annotations }) => ({
+      mediaType,
+      digest,
+      size,
+      ...(annotations === undefined ? {} : { annotations }),
+    })),
   } satisfies Manifest);
   await writeFile(join(temporary, 'oci-layout'), '{"imageLayoutVersion":"1.0.0"}');
   await writeFile(

@@ -44,6 +44,7 @@ class FolderLayers implements LayerProvider {
     const found = this.folders.get(layer);
     return found === undefined ? Promise.reject(new NotLazyError('no-index', 'gone')) : Promise.resolve(found.path);
   }
+  tarOf(): undefined {}
   usage(): { readonly sizeBytes: number; readonly inodes: number } {
     return { sizeBytes: 4096, inodes: 1 };
   }

@@ -36,7 +36,7 @@ function textOf(status: AgentStatus, layers: readonly LayerStatus[]): string {
   if (layers.length > 0) {
     const rows = layers.map((layer) => [
       layer.layer.slice(7, 19),
-      layer.inOrder ? `${layer.format}, in order` : layer.format,
+      `${layer.format}${layer.inOrder ? ', in order' : ''}${layer.tarChecked ? '' : ', tar unchecked'}`,
       layer.mounted,
       `${layer.residentSpans}/${layer.spans}`,
       byteText(layer.diskBytes),

@@ -69,6 +69,7 @@ export function agentControl(deps: AgentControlDeps): ControlHandlers {
         residentSpans: layer.residentSpans,
         prioritySpans: record.prioritySpans,
         inOrder: !record.seekable,
+        tarChecked: record.diffId !== undefined,
         complete: layer.complete,
         mounted: source === undefined ? 'no' : source.startsWith(`${fuse.directory}/`) ? 'fuse' : 'disk',
         images: record.requests.map(({ imageReference }) => imageReference),

@@ -19,7 +19,7 @@ import type { SnapshotService } from '../snapshots/snapshot-service.ts';
 export interface LazyPullDeps {
   readonly registry: Pick<RegistryClient, 'platformManifest' | 'blob' | 'blobStream'>;
   readonly containerd: ContainerdClient;
-  readonly snapshots: Pick<SnapshotService, 'withLayers'>;
+  readonly snapshots: Pick<SnapshotService, 'withLayers' | 'settle'>;
   /** Our name as a proxy plugin of containerd. */
   readonly snapshotter: string;
   readonly logger: Logger;
@@ -184,7 +184,10 @@ export class LazyPull {
       reason,
       ms: performance.now() - started,
     });
-    if (await this.#isCommitted(leased, chainId, signal)) return result('present');
+    if (await this.#isCommitted(leased, chainId, signal)) {
+      await this.#deps.snapshots.settle(chainId, parent, request, signal);
+      return result('present');
+    }
     const key = `extract-kindling-${randomUUID()} ${chainId}`;
     const { snapshotter } = this.#deps;
     let mounts: Mount[];

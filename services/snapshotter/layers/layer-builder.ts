@@ -1,7 +1,7 @@
 import { mkdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Claim, Claims } from '#shared/bus/bus.ts';
-import type { Digest } from '#shared/digest/digest.ts';
+import { sha256, type Digest } from '#shared/digest/digest.ts';
 import { TOC_DIGEST_ANNOTATION, ZSTD_CHUNKED_CHECKSUM_ANNOTATIONS } from '#shared/formats/toc/toc-tail.ts';
 import { findExternalToc } from '#shared/indexes/external-toc.ts';
 import type { IndexRequest, IndexSource } from '#shared/indexes/index-source.ts';
@@ -49,6 +49,7 @@ interface Built {
   readonly news?: IndexNews;
   readonly built: BuiltLayer;
   readonly downloadedBytes: number;
+  readonly externalToc?: Digest;
 }
 
 export interface BuiltFolder {
@@ -125,11 +126,12 @@ export class LayerBuilder {
     const folder = await this.#directory.begin();
     try {
       const resolved = await this.#resolve(request, signal);
-      const { built, downloadedBytes, news } = await this.#buildIn(folder, resolved, signal);
+      const { built, downloadedBytes, news, externalToc } = await this.#buildIn(folder, resolved, signal);
       const { sizeBytes, mediaType, annotations } = resolved;
       const record: LayerRecord = {
         version: 1,
         ...built,
+        externalToc,
         requests: [{ ...request, sizeBytes, mediaType, annotations: { ...annotations } }],
       };
       return { record, folder, downloadedBytes, news };
@@ -286,7 +288,7 @@ export class LayerBuilder {
       'prefetch',
       [toc.buffer],
     );
-    return built && { built, downloadedBytes };
+    return built && { built, downloadedBytes, externalToc: sha256(toc) };
   }
 
   /** Labels may lack the size and the annotations (CRI passes on only few): then the manifest says them. */

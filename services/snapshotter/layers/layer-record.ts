@@ -1,7 +1,8 @@
 import { z } from 'zod';
 import { isDigest, type Digest } from '#shared/digest/digest.ts';
+import { TOC_DIGEST_ANNOTATION } from '#shared/formats/toc/toc-tail.ts';
 import { parseReference } from '#shared/registry/reference.ts';
-import type { LayerRequest } from '../snapshots/layer-provider.ts';
+import { NotLazyError, type LayerRequest } from '../snapshots/layer-provider.ts';
 import type { LayerOrigin } from './span-source.ts';
 
 const digest = z.custom<Digest>(isDigest, 'a sha256 digest');
@@ -25,6 +26,8 @@ const schema = z.object({
   layer: digest,
   blobSize: size,
   diffId: digest.optional(),
+  /** Digest of the TOC that it was made by, where that lies outside of the blob: each image that names the layer may bring another. */
+  externalToc: digest.optional(),
   format: z.string().max(32),
   metadataSize: size,
   imageSize: size,
@@ -50,6 +53,25 @@ export type LayerRecord = z.infer<typeof schema>;
 /** Whether no other node can use the layer's spans: a SOCI index cuts others than an index of ours, and verifies no payload. */
 export function isOfNodeOnly(record: Pick<LayerRecord, 'format'>): boolean {
   return record.format === 'soci';
+}
+
+/**
+ * A table of contents outside of a blob is vouched for by the image that brings it, for this image: another image gets the layer only
+ * with the same table, or where the table was checked against the tar.
+ *
+ * @throws NotLazyError `refused`
+ */
+export function requireSameToc(
+  { diffId, externalToc }: Pick<LayerRecord, 'diffId' | 'externalToc'>,
+  { layer, imageReference, annotations }: LayerRequest,
+): void {
+  if (externalToc === undefined || diffId !== undefined) return;
+  const asked = annotations[TOC_DIGEST_ANNOTATION];
+  if (asked === externalToc) return;
+  throw new NotLazyError(
+    'refused',
+    `Refused layer ${layer} of ${imageReference}: this node has it by the table of contents ${externalToc} of another image, and this image ${asked === undefined ? 'vouches for none' : `vouches for ${asked}`}`,
+  );
 }
 
 /** Repositories remembered for a layer: enough to outlive one that goes, bounded because every image may name another. */

@@ -21,6 +21,7 @@ import type { PublishIndex } from './index-news.ts';
 import { LayerBuilder, type StreamBuilder } from './layer-builder.ts';
 import { LayerDirectory } from './layer-directory.ts';
 import { LayerReadError } from './layer-error.ts';
+import { requireSameToc } from './layer-record.ts';
 import type { LayerMounts } from './layer-mounts.ts';
 import type { LayerStatistics } from './layer-statistics.ts';
 import type { SpanSource } from './span-source.ts';
@@ -201,6 +202,7 @@ export class LayerStore implements LayerFiles, LayerProvider {
     return await this.#using(request.layer, async () => {
       try {
         const layer = await this.#sound(await this.#obtain(request, signal), signal);
+        requireSameToc(layer.record, request);
         await layer.addRequest(request);
         const path = await this.#mount(layer, signal);
         this.#fill(layer);
@@ -238,6 +240,10 @@ export class LayerStore implements LayerFiles, LayerProvider {
       this.#fill(layer);
       return path;
     });
+  }
+
+  tarOf(digest: Digest): Digest | undefined {
+    return this.#layers.get(digest)?.record.diffId;
   }
 
   usage(digest: Digest): { readonly sizeBytes: number; readonly inodes: number } {

@@ -1,5 +1,7 @@
 import { isDigest, sha256, type Digest } from '#shared/digest/digest.ts';
-import { TARGET_LABEL } from './remote-labels.ts';
+import { parseReference } from '#shared/registry/reference.ts';
+import type { LayerRequest } from './layer-provider.ts';
+import { remoteRequest, TARGET_LABEL } from './remote-labels.ts';
 import type { Snapshot } from './snapshot.ts';
 
 /** containerd's names of snapshots end in the key that the client gave: `namespace/number/key`. Ours may have `@parent` behind it. */
@@ -19,4 +21,26 @@ export function contradictsChain(
   if (parent === undefined) return target !== diffId;
   const below = parent.labels[TARGET_LABEL] ?? CHAIN_IN_NAME.exec(parent.name)?.[1];
   return isDigest(below) && target !== sha256(Buffer.from(`${below} ${diffId}`));
+}
+
+/**
+ * Whether a committed snapshot may hold something else than the layer that is asked for under its chain ID: it was made of another blob,
+ * for an image of another repository, and nobody has checked the tar of that blob against the digest that its image's configuration
+ * claims. Who may push to the same repository could replace the image itself.
+ *
+ * @param isChecked whether the digest of a layer's tar is known
+ * @throws ImageReferenceError
+ */
+export function isContested(
+  snapshot: Pick<Snapshot, 'layer' | 'labels'>,
+  request: Pick<LayerRequest, 'layer' | 'imageReference'>,
+  isChecked: (layer: Digest) => boolean,
+): boolean {
+  const { layer, labels } = snapshot;
+  // Without a layer it was unpacked by containerd, which checks.
+  if (layer === undefined || layer === request.layer || isChecked(layer)) return false;
+  const origin = remoteRequest(labels)?.layer.imageReference;
+  return (
+    origin === undefined || parseReference(origin).repository !== parseReference(request.imageReference).repository
+  );
 }

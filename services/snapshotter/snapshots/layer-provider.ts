@@ -48,6 +48,8 @@ export interface LayerProvider {
   provide(request: LayerRequest, signal: AbortSignal): Promise<ProvidedLayer>;
   /** Path of the mounted layer, mounting it again when it is not (after a reboot). @throws NotLazyError */
   mountOf(layer: Digest, signal: AbortSignal): Promise<string>;
+  /** Digest of the layer's tar; undefined where nobody has seen all of it. */
+  tarOf(layer: Digest): Digest | undefined;
   /** Bytes and inodes on this node's disk. */
   usage(layer: Digest): { readonly sizeBytes: number; readonly inodes: number };
   /** No snapshot needs the layer any more: unmount; its cache stays until the quota wants the space. Idempotent. */

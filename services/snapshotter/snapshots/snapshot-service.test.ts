@@ -6,7 +6,7 @@ import { after, test } from 'node:test';
 import { sha256, type Digest } from '#shared/digest/digest.ts';
 import { silentLogger } from '#shared/telemetry/logger.ts';
 import { Registry } from '#shared/telemetry/metrics.ts';
-import { NotLazyError, type LayerProvider, type LayerRequest } from './layer-provider.ts';
+import { NotLazyError, type LayerProvider, type LayerRequest, type ProvidedLayer } from './layer-provider.ts';
 import { remoteLabels } from './remote-labels.ts';
 import { SnapshotFolders } from './snapshot-folders.ts';
 import { SnapshotService } from './snapshot-service.ts';
@@ -21,16 +21,20 @@ const skip = process.getuid?.() === 0 ? false : 'needs root: folders of snapshot
 class FakeLayers implements LayerProvider {
   readonly provided: LayerRequest[] = [];
   readonly here = new Set<Digest>();
+  readonly tars = new Map<Digest, Digest>();
   lazy = true;
-  provide(request: LayerRequest): Promise<{ readonly path: string }> {
+  provide(request: LayerRequest): Promise<ProvidedLayer> {
     if (!this.lazy) return Promise.reject(new NotLazyError('unreachable', 'the registry is away'));
     this.provided.push(request);
     this.here.add(request.layer);
-    return Promise.resolve({ path: `/m/${request.layer.slice(7, 19)}` });
+    return Promise.resolve({ path: `/m/${request.layer.slice(7, 19)}`, diffId: this.tars.get(request.layer) });
   }
   mountOf(layer: Digest): Promise<string> {
     if (!this.here.has(layer)) return Promise.reject(new NotLazyError('no-index', `${layer} is not on this node`));
     return Promise.resolve(`/m/${layer.slice(7, 19)}`);
+  }
+  tarOf(layer: Digest): Digest | undefined {
+    return this.tars.get(layer);
   }
   usage(): { readonly sizeBytes: number; readonly inodes: number } {
     return { sizeBytes: 0, inodes: 0 };
@@ -40,16 +44,20 @@ class FakeLayers implements LayerProvider {
   }
 }
 
-test('a layer that the node has lost is provided anew from what the snapshot knows of it', { skip }, async () => {
-  const layers = new FakeLayers();
+function open(name: string, layers: LayerProvider): SnapshotService {
   let now = 0n;
-  const service = new SnapshotService({
-    store: new SnapshotStore(join(root, 'a.db'), () => ++now),
-    folders: new SnapshotFolders(join(root, 's')),
+  return new SnapshotService({
+    store: new SnapshotStore(join(root, `${name}.db`), () => ++now),
+    folders: new SnapshotFolders(join(root, name)),
     layers,
     logger: silentLogger,
     metrics: new Registry(),
   });
+}
+
+test('a layer that the node has lost is provided anew from what the snapshot knows of it', { skip }, async () => {
+  const layers = new FakeLayers();
+  const service = open('a', layers);
   await service.start(never);
   const request: LayerRequest = {
     imageReference: 'r.example/app:1',
@@ -71,5 +79,73 @@ test('a layer that the node has lost is provided anew from what the snapshot kno
   layers.here.clear();
   layers.lazy = false;
   await assert.rejects(service.view('other', chain, {}, never), { code: 'unavailable', message: /registry is away/ });
+  await service.close();
+});
+
+const digestOf = (text: string): Digest => sha256(Buffer.from(text));
+const ask = (imageReference: string, layer: Digest): LayerRequest => ({
+  imageReference,
+  layer,
+  sizeBytes: 1000,
+  mediaType: undefined,
+  annotations: {},
+  manifest: undefined,
+});
+
+test('a snapshot of a blob whose tar nobody has checked does not stand for a layer of an image from elsewhere', {
+  skip,
+}, async () => {
+  const layers = new FakeLayers();
+  const service = open('b', layers);
+  await service.start(never);
+  const [tar, evil, honest, above] = ['tar', 'evil', 'honest', 'above'].map(digestOf) as [
+    Digest,
+    Digest,
+    Digest,
+    Digest,
+  ];
+  const chain = sha256(Buffer.from(`${tar} ${digestOf('tar above')}`));
+  layers.tars.set(honest, tar);
+  layers.tars.set(above, digestOf('tar above'));
+  const there = { code: 'already-exists' };
+  const forEvil = ask('r.example/evil:1', evil);
+  const forHonest = ask('r.example/base:1', honest);
+  await assert.rejects(service.prepare('k1', '', remoteLabels(tar, forEvil), never), there);
+  await assert.rejects(service.prepare('k2', tar, remoteLabels(chain, ask('r.example/evil:1', above)), never), there);
+  const running = await service.prepare('running', chain, {}, never);
+
+  await service.settle(tar, '', ask('r.example/evil:2', digestOf('its next blob')), never);
+  assert.equal(service.stat(tar).layer, evil, 'who may push there may replace the image as well');
+  await service.settle(tar, '', forHonest, never);
+  assert.equal(service.stat(tar).layer, honest);
+  const names = [...service.list([])].map(({ name }) => name);
+  assert.deepEqual(names.toSorted(), [`${tar}@replaced-1`, chain, 'running', tar].toSorted());
+  assert.equal([...service.list([`labels."containerd.io/snapshot.ref"==${tar}`])].length, 1);
+  assert.equal(service.stat(chain).parent, tar);
+  const later = await service.view('later', chain, {}, never);
+  assert.match(JSON.stringify(later), new RegExp(`/m/${honest.slice(7, 19)}`));
+  assert.match(JSON.stringify(running), new RegExp(`/m/${evil.slice(7, 19)}`));
+  await service.settle(tar, '', forEvil, never);
+  assert.equal(service.stat(tar).layer, honest, 'what was checked stands for all');
+  await service.close();
+});
+
+test('where nothing that was checked can take the place of such a snapshot, the pull is refused', {
+  skip,
+}, async () => {
+  const layers = new FakeLayers();
+  const service = open('c', layers);
+  await service.start(never);
+  const [tar, evil, other] = ['tar', 'evil', 'other'].map(digestOf) as [Digest, Digest, Digest];
+  await assert.rejects(service.prepare('k', '', remoteLabels(tar, ask('r.example/evil:1', evil)), never));
+  const refused = { code: 'failed-precondition', message: /made of layer .* of r\.example\/evil:1, whose tar nobody/ };
+  const request = ask('r.example/base:1', other);
+  await assert.rejects(service.prepare('k', '', remoteLabels(tar, request), never), refused);
+  await assert.rejects(service.settle(tar, '', request, never), refused);
+  layers.tars.set(other, digestOf('another tar'));
+  await assert.rejects(service.settle(tar, '', request, never), refused);
+  layers.lazy = false;
+  await assert.rejects(service.settle(tar, '', request, never), refused);
+  assert.equal(service.stat(tar).layer, evil);
   await service.close();
 });

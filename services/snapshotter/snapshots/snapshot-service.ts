@@ -2,10 +2,10 @@ import type { Digest } from '#shared/digest/digest.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
 import { Counter, type Registry } from '#shared/telemetry/metrics.ts';
 import { NotLazyError, type LayerProvider, type LayerRequest, type ProvidedLayer } from './layer-provider.ts';
-import { contradictsChain } from './chain-check.ts';
+import { contradictsChain, isContested } from './chain-check.ts';
 import { buildCover } from './cover.ts';
 import { overlayMounts, type SnapshotMount } from './overlay-mounts.ts';
-import { remoteRequest, TARGET_LABEL, type RemoteRequest } from './remote-labels.ts';
+import { remoteLabels, remoteRequest, TARGET_LABEL, type RemoteRequest } from './remote-labels.ts';
 import { checkLabels, checkName, SNAPSHOT_LIMITS, type Snapshot, type Usage } from './snapshot.ts';
 import { SnapshotError } from './snapshot-error.ts';
 import { parseFilters } from './snapshot-filter.ts';
@@ -35,6 +35,7 @@ export class SnapshotService {
   readonly #logger: Logger;
   readonly #prepares: Counter<'result'>;
   readonly #notLazy: Counter<'code'>;
+  readonly #contested: Counter<'outcome'>;
   /** Remote snapshots being made, by target and parent: their layers are provided and committed once. */
   readonly #providing = new Map<string, Promise<void>>();
   /** Folders of snapshots whose row exists, or will in this tick: never an orphan. */
@@ -62,6 +63,12 @@ export class SnapshotService {
       name: 'kindling_layers_not_lazy_total',
       help: 'Layers that containerd had to pull whole, by reason.',
       labelNames: ['code'],
+      registers: [deps.metrics],
+    });
+    this.#contested = new Counter({
+      name: 'kindling_snapshots_contested_total',
+      help: 'Snapshots asked for that another image had made of a blob whose tar nobody has checked: replaced, or refused.',
+      labelNames: ['outcome'],
       registers: [deps.metrics],
     });
   }
@@ -200,6 +207,22 @@ export class SnapshotService {
     }
   }
 
+  /**
+   * Sees to it that the snapshot that stands for a chain ID, if there is one, may stand for this layer too (see `isContested`): else it is
+   * replaced for all that begins from now on.
+   *
+   * @throws SnapshotError `failed-precondition` where nothing sound can take its place
+   */
+  async settle(target: string, parent: string, request: LayerRequest, signal: AbortSignal): Promise<void> {
+    const there = this.#store.findTarget(TARGET_LABEL, target, parent);
+    if (there === undefined || !this.#isContested(there, request)) return;
+    await this.#provide({ target, layer: request }, parent, remoteLabels(target, request), signal);
+  }
+
+  #isContested(there: StoredSnapshot, request: LayerRequest): boolean {
+    return isContested(there, request, (layer) => this.#layers.tarOf(layer) !== undefined);
+  }
+
   notLazy(): readonly NotLazyRecord[] {
     return this.#store.notLazy();
   }
@@ -287,14 +310,15 @@ export class SnapshotService {
   /** True when the snapshot that containerd wants is committed; false when it must pull the layer itself. */
   async #provide(remote: RemoteRequest, parent: string, labels: Labels, signal: AbortSignal): Promise<boolean> {
     const { layer, imageReference } = remote.layer;
-    if (this.#store.findTarget(TARGET_LABEL, remote.target, parent) !== undefined) return true;
+    const there = this.#store.findTarget(TARGET_LABEL, remote.target, parent);
+    if (there !== undefined && !this.#isContested(there, remote.layer)) return true;
     // Before the layer is asked for: a parent that is missing is the caller's error, whatever the layer.
     if (parent !== '') this.#store.requireCommitted(parent);
     const flight = `${parent}\0${remote.target}`;
     let running = this.#providing.get(flight);
     if (running === undefined) {
       // Not the caller's signal: others may wait for the same, and a layer that is nearly there is worth finishing.
-      running = this.#commitRemote(remote, parent, labels, this.#closed.signal).finally(() => {
+      running = this.#commitRemote(remote, parent, labels, there, this.#closed.signal).finally(() => {
         this.#providing.delete(flight);
         this.#letGo(layer);
       });
@@ -308,6 +332,7 @@ export class SnapshotService {
     } catch (cause) {
       if (cause instanceof SnapshotError || signal.aborted || this.#closed.signal.aborted) throw cause;
       const error = asNotLazy(cause);
+      if (there !== undefined) throw this.#refusal(remote, there, error);
       this.#notLazy.inc({ code: error.code });
       this.#store.recordNotLazy({ layer, imageReference, code: error.code, reason: error.message });
       this.#logger.warn(
@@ -318,7 +343,31 @@ export class SnapshotService {
     }
   }
 
-  async #commitRemote(remote: RemoteRequest, parent: string, labels: Labels, signal: AbortSignal): Promise<void> {
+  /** containerd cannot unpack the layer beside the snapshot that is there: the pull has to fail. */
+  #refusal(remote: RemoteRequest, there: StoredSnapshot, cause: NotLazyError): SnapshotError {
+    const { layer, imageReference } = remote.layer;
+    const origin = remoteRequest(there.labels)?.layer.imageReference ?? 'another image';
+    this.#contested.inc({ outcome: 'refused' });
+    const error = new SnapshotError(
+      'failed-precondition',
+      `Refused layer ${layer} of ${imageReference}: snapshot ${there.name} was made of layer ${there.layer} of ${origin}, whose tar nobody has checked, and cannot be replaced: ${cause.message}. Remove ${origin}, then pull again`,
+      { cause },
+    );
+    this.#logger.error(
+      { layer, image: imageReference, snapshot: there.name, madeOf: there.layer, origin },
+      error.message,
+    );
+    return error;
+  }
+
+  /** `there`: a contested snapshot whose place the new one takes. */
+  async #commitRemote(
+    remote: RemoteRequest,
+    parent: string,
+    labels: Labels,
+    there: StoredSnapshot | undefined,
+    signal: AbortSignal,
+  ): Promise<void> {
     const { layer } = remote.layer;
     const provided = await this.#layers.provide(remote.layer, signal);
     const below = parent === '' ? undefined : this.#store.requireCommitted(parent);
@@ -328,15 +377,28 @@ export class SnapshotService {
         `Refused layer ${layer} of ${remote.layer.imageReference}: its tar has the digest ${provided.diffId}, the configuration of its image names another`,
       );
     }
+    if (there !== undefined && provided.diffId === undefined) {
+      throw new NotLazyError('refused', 'nobody has checked the tar of this layer either');
+    }
     const owner = provided.rootOwner ?? below?.owner ?? { uid: 0, gid: 0 };
     const id = this.#store.reserveId();
     this.#making.add(id);
     try {
       const hasCover = await this.#cover(id, provided, remote, parent, signal);
+      const created = { id, kind: 'committed', parent, labels, layer, owner, hasCover } as const;
+      if (there !== undefined) {
+        this.#store.replace(there, TARGET_LABEL, { ...created, name: there.name });
+        this.#contested.inc({ outcome: 'replaced' });
+        this.#logger.error(
+          { snapshot: there.name, madeOf: there.layer, layer, image: remote.layer.imageReference },
+          'a snapshot was made of a layer whose tar nobody has checked; it stands on one that was checked from now on',
+        );
+        return;
+      }
       // Another parent under the same chain ID (a namespace that unpacked it the normal way): containerd finds ours by label.
       const isTaken = this.#store.find(remote.target) !== undefined;
       const name = isTaken ? `${remote.target}@${parent}` : remote.target;
-      this.#store.create({ id, name, kind: 'committed', parent, labels, layer, owner, hasCover });
+      this.#store.create({ ...created, name });
     } finally {
       this.#making.delete(id);
     }

@@ -161,29 +161,49 @@ export class SnapshotStore {
   }
 
   create(snapshot: NewSnapshot): StoredSnapshot {
+    return this.#transaction(() => this.#insert(snapshot));
+  }
+
+  #insert(snapshot: NewSnapshot): StoredSnapshot {
+    const parentId = snapshot.parent === '' ? null : this.requireCommitted(snapshot.parent).id;
+    if (this.find(snapshot.name) !== undefined) throw exists(snapshot.name);
+    const now = this.#now();
+    this.#db
+      .prepare(
+        `INSERT INTO snapshots (id, name, kind, parent_id, labels, created_at, updated_at, layer, has_cover, owner_uid, owner_gid)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+      )
+      .run(
+        snapshot.id ?? null,
+        snapshot.name,
+        snapshot.kind,
+        parentId,
+        JSON.stringify(snapshot.labels),
+        now,
+        now,
+        snapshot.layer ?? null,
+        snapshot.hasCover === true ? 1 : 0,
+        snapshot.owner?.uid ?? 0,
+        snapshot.owner?.gid ?? 0,
+      );
+    return this.get(snapshot.name);
+  }
+
+  /**
+   * Creates a snapshot in the place of a committed one of its name. Layers that stand on the old one stand on the new one then, containers stay
+   * where they are; nothing new finds the old one, by name or by `label`.
+   */
+  replace(old: StoredSnapshot, label: string, snapshot: NewSnapshot): StoredSnapshot {
     return this.#transaction(() => {
-      const parentId = snapshot.parent === '' ? null : this.requireCommitted(snapshot.parent).id;
-      if (this.find(snapshot.name) !== undefined) throw exists(snapshot.name);
-      const now = this.#now();
+      const { [label]: _, ...labels } = old.labels;
       this.#db
-        .prepare(
-          `INSERT INTO snapshots (id, name, kind, parent_id, labels, created_at, updated_at, layer, has_cover, owner_uid, owner_gid)
-           VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-        )
-        .run(
-          snapshot.id ?? null,
-          snapshot.name,
-          snapshot.kind,
-          parentId,
-          JSON.stringify(snapshot.labels),
-          now,
-          now,
-          snapshot.layer ?? null,
-          snapshot.hasCover === true ? 1 : 0,
-          snapshot.owner?.uid ?? 0,
-          snapshot.owner?.gid ?? 0,
-        );
-      return this.get(snapshot.name);
+        .prepare('UPDATE snapshots SET name = ?, labels = ?, updated_at = ? WHERE id = ?')
+        .run(`${old.name}@replaced-${old.id}`, JSON.stringify(labels), this.#now(), old.id);
+      const created = this.#insert(snapshot);
+      this.#db
+        .prepare("UPDATE snapshots SET parent_id = ? WHERE parent_id = ? AND kind = 'committed'")
+        .run(created.id, old.id);
+      return created;
     });
   }
 
