@@ -1,6 +1,5 @@
 import assert from 'node:assert/strict';
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { test } from 'node:test';
 import { gzipSync } from 'node:zlib';
@@ -18,13 +17,13 @@ import { TestRegistry } from '#test/harness/registry.ts';
 import { startService } from '#test/harness/service-process.ts';
 import { TempFolder } from '#test/harness/temp-folder.ts';
 import { tinyImage, tinyProgram } from '#test/harness/tiny-image.ts';
+import { until } from '#test/harness/until.ts';
 import { writeOciLayout, type LayerFile, type OciLayout } from '#test/images/oci-layout.ts';
 import { runTool } from '#test/images/tool.ts';
 
 const MAIN = fileURLToPath(new URL('../../services/cli/main.ts', import.meta.url));
 const GZIP = 'application/vnd.oci.image.layer.v1.tar+gzip';
 const ZSTD = 'application/vnd.oci.image.layer.v1.tar+zstd';
-const PATIENCE_MS = 120_000;
 /** Of the indexer's process, whatever it is given. */
 const MOST_MEMORY_BYTES = 400 * 1024 * 1024;
 
@@ -118,7 +117,11 @@ test('the indexer refuses bad images with a reason, keeps inside its memory and 
   const missing = registry.reference('good', 'v1');
   await announce(missing);
   const refused = Object.entries(BAD).filter(([, { reason }]) => reason !== undefined);
-  await until(signal, async () => indexed.size === refused.length && (await letters()).length === 2, indexer);
+  await until(
+    async () => indexed.size === refused.length && (await letters()).length === 2,
+    signal,
+    () => indexer.log,
+  );
   const isRefused = (name: string, { reason }: BadLayer): void => {
     const [told] = indexed.get(registry.reference(name, 'v1'))?.layers ?? [];
     assert.equal(told?.state, 'not-lazy', name);
@@ -133,14 +136,22 @@ test('the indexer refuses bad images with a reason, keeps inside its memory and 
   // By itself: a busy machine is busy with it for a while.
   const bomb = await registry.push(await badImage(folder, 'bomb', BOMB), 'bomb', 'v1', signal);
   await announce(bomb);
-  await until(signal, async () => indexed.has(bomb), indexer);
+  await until(
+    async () => indexed.has(bomb),
+    signal,
+    () => indexer.log,
+  );
   isRefused('bomb', BOMB);
 
   // The image comes late: the event is put back by hand.
   await registry.push(await goodImage(folder, signal), 'good', 'v1', signal);
   const late = both.find(({ image }) => image === missing);
   await dead('--retry', late?.id ?? '', '--drop', both.find(({ image }) => image !== missing)?.id ?? '');
-  await until(signal, async () => indexed.has(missing), indexer);
+  await until(
+    async () => indexed.has(missing),
+    signal,
+    () => indexer.log,
+  );
   assert.deepEqual(
     indexed.get(missing)?.layers.map(({ state }) => state),
     ['indexed', 'indexed'],
@@ -177,15 +188,3 @@ test('an agent serves nothing of a bad image, and goes on with the next', {
   assert.equal(run.output, 'hello\n', node.kindling.log);
   assert.equal(await node.kindling.agentPid(), agent);
 });
-
-async function until(
-  signal: AbortSignal,
-  happened: () => Promise<boolean>,
-  indexer: { readonly log: string },
-): Promise<void> {
-  const end = performance.now() + PATIENCE_MS;
-  while (!(await happened())) {
-    if (performance.now() > end) assert.fail(`It did not happen\n${indexer.log}`);
-    await sleep(200, undefined, { signal });
-  }
-}

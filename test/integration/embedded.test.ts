@@ -1,12 +1,12 @@
 import assert from 'node:assert/strict';
 import { fileURLToPath } from 'node:url';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { test } from 'node:test';
 import { TestNode } from '#test/harness/node.ts';
 import { TestRegistry } from '#test/harness/registry.ts';
 import { freePort, isListening } from '#test/harness/server-process.ts';
 import { TempFolder } from '#test/harness/temp-folder.ts';
 import { tinyImage, tinyProgram } from '#test/harness/tiny-image.ts';
+import { until } from '#test/harness/until.ts';
 import { runTool } from '#test/images/tool.ts';
 
 const skip = process.getuid?.() === 0 ? false : 'needs root';
@@ -34,8 +34,9 @@ test('one process takes events, indexes what is pushed or deployed and pulls it,
     },
     signal,
   );
+  const log = () => node.kindling.log;
   try {
-    await until(async () => await isListening({ port }), signal, node);
+    await until(async () => await isListening({ port }), signal, log);
     // Plain gzip and nothing else: without an index there is nothing lazy about it.
     const pushed = await tinyImage(
       folder.join('pushed'),
@@ -44,7 +45,7 @@ test('one process takes events, indexes what is pushed or deployed and pulls it,
       signal,
     );
     const first = await registry.push(pushed, 'team/hello', 'v1', signal);
-    await until(async () => await hasImage(node, first, signal), signal, node);
+    await until(async () => await hasImage(node, first, signal), signal, log);
     const run = await node.containerd.run(first, { snapshotter: 'kindling' }, signal);
     assert.equal(run.output, 'hello from one process\n', node.kindling.log);
     assert.equal(run.code, 0);
@@ -63,15 +64,15 @@ test('one process takes events, indexes what is pushed or deployed and pulls it,
     const old = await node.kindling.killAgent();
     await node.kindling.untilServing(old, signal);
     const leases = async () => await node.containerd.ctr(['leases', 'list', '--quiet'], signal);
-    await until(async () => !(await leases()).includes(lost), signal, node);
+    await until(async () => !(await leases()).includes(lost), signal, log);
     const second = await registry.push(deployed, 'team/later', 'v1', signal);
-    await until(async () => await isListening({ port }), signal, node);
+    await until(async () => await isListening({ port }), signal, log);
     const gateway = ['--gateway', `http://127.0.0.1:${port}`];
     const env = { ...process.env, KINDLING_GATEWAY_TOKENS: TOKEN };
     const kindling = async (...args: readonly string[]) =>
       await runTool(process.execPath, [...FLAGS, MAIN, ...args], signal, { env });
     await kindling('deploy', ...gateway, second);
-    await until(async () => await hasImage(node, second, signal), signal, node);
+    await until(async () => await hasImage(node, second, signal), signal, log);
     const later = await node.containerd.run(second, { snapshotter: 'kindling' }, signal);
     assert.equal(later.output, 'deployed\n', node.kindling.log);
 
@@ -80,12 +81,12 @@ test('one process takes events, indexes what is pushed or deployed and pulls it,
     await kindling('deploy', ...gateway, refused);
     const dead = ['events', 'dead', '--control-socket', node.kindling.controlSocket];
     const list = async () => JSON.parse(await kindling(...dead, '--json')) as { id: string; image: string }[];
-    await until(async () => (await list()).length === 1, signal, node);
+    await until(async () => (await list()).length === 1, signal, log);
     const [letter] = await list();
     assert.equal(letter?.image, refused);
     assert.match(await kindling(...dead), /function\.deployed .*elsewhere\/hello.* KINDLING_INDEXER_REGISTRIES/);
     assert.equal(await kindling(...dead, '--retry', 'all'), '1 put back, 0 dropped\n');
-    await until(async () => (await list()).some(({ id }) => id !== letter?.id), signal, node);
+    await until(async () => (await list()).some(({ id }) => id !== letter?.id), signal, log);
     assert.equal(await kindling(...dead, '--drop', 'all'), '0 put back, 1 dropped\n');
     assert.equal(await kindling(...dead), 'No dead letters\n');
   } finally {
@@ -95,12 +96,4 @@ test('one process takes events, indexes what is pushed or deployed and pulls it,
 
 async function hasImage(node: TestNode, reference: string, signal: AbortSignal): Promise<boolean> {
   return (await node.containerd.ctr(['images', 'list', '--quiet'], signal)).includes(reference);
-}
-
-async function until(happened: () => Promise<boolean>, signal: AbortSignal, node: TestNode): Promise<void> {
-  const end = performance.now() + 60_000;
-  while (!(await happened())) {
-    if (performance.now() > end) assert.fail(`It did not happen\n${node.kindling.log}`);
-    await sleep(100, undefined, { signal });
-  }
 }

@@ -18,9 +18,9 @@ import { startService } from '#test/harness/service-process.ts';
 import { TestRegistry } from '#test/harness/registry.ts';
 import { TempFolder } from '#test/harness/temp-folder.ts';
 import { tinyImage } from '#test/harness/tiny-image.ts';
+import { until } from '#test/harness/until.ts';
 
 const REPOSITORY = 'team/app';
-const PATIENCE_MS = 120_000;
 const IMAGES = 10;
 /** Bytes of a layer that cannot be compressed: what the link is busy with. */
 const LAYER_BYTES = 200_000;
@@ -91,7 +91,7 @@ test('indexers and NATS killed at random under a queue of images: in the end eve
       continue;
     }
     const server = indexers[victim];
-    await until(signal, () => server.log.includes('taking events') || indexed.size === IMAGES);
+    await until(() => server.log.includes('taking events') || indexed.size === IMAGES, signal);
     await sleep(Math.random() * MOST_PAUSE_MS, undefined, { signal });
     logs += server.log;
     kills += 1;
@@ -100,7 +100,7 @@ test('indexers and NATS killed at random under a queue of images: in the end eve
     indexers[victim] = await start();
   }
   const all = () => `${logs}${indexers.first.log}${indexers.second.log}`;
-  await until(signal, () => indexed.size === IMAGES).catch((error: unknown) => {
+  await until(() => indexed.size === IMAGES, signal).catch((error: unknown) => {
     assert.fail(`${String(error)}: ${indexed.size} of ${IMAGES} images are indexed\n${all()}`);
   });
   assert.deepEqual([...indexed].sort(), images.toSorted());
@@ -126,14 +126,6 @@ test('indexers and NATS killed at random under a queue of images: in the end eve
     decodeLayerIndex(stored, layer.digest);
   }
 });
-
-async function until(signal: AbortSignal, happened: () => boolean): Promise<void> {
-  const end = performance.now() + PATIENCE_MS;
-  while (!happened()) {
-    if (performance.now() > end) throw new Error('It did not happen in time');
-    await sleep(20, undefined, { signal });
-  }
-}
 
 /** Bytes that do not compress, the same each time. */
 function noise(seed: number, length: number): Buffer {

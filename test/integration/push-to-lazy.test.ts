@@ -1,5 +1,4 @@
 import assert from 'node:assert/strict';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { test } from 'node:test';
 import { NatsBus } from '#shared/bus/nats-bus.ts';
 import { ClusterIndexes } from '#shared/indexes/cluster-indexes.ts';
@@ -12,6 +11,7 @@ import { startService } from '#test/harness/service-process.ts';
 import { TestRegistry } from '#test/harness/registry.ts';
 import { TempFolder } from '#test/harness/temp-folder.ts';
 import { tinyImage, tinyProgram } from '#test/harness/tiny-image.ts';
+import { until } from '#test/harness/until.ts';
 
 const skip = process.getuid?.() === 0 ? false : 'needs root';
 const TOKEN = 'token-of-the-test-registry';
@@ -109,12 +109,4 @@ async function registryHasIndexes(registry: TestRegistry, manifest: string, sign
     signal,
     () => registry.log,
   );
-}
-
-async function until(happened: () => Promise<boolean>, signal: AbortSignal, why: () => string): Promise<void> {
-  const end = performance.now() + 60_000;
-  while (!(await happened())) {
-    if (performance.now() > end) assert.fail(`It did not happen\n${why()}`);
-    await sleep(100, undefined, { signal });
-  }
 }
