@@ -171,8 +171,10 @@ export class SpanDecoder implements Disposable {
       switch (map.format) {
         case 'tar':
           return bytes;
-        case 'gzip':
         case 'soci':
+          if (map.checkpoint(span) === undefined) return bytes.subarray(0, map.decodedLength(span));
+          return this.#deflateSpan(map, span, bytes, early);
+        case 'gzip':
           return this.#deflateSpan(map, span, bytes, early);
         case 'estargz':
           return this.#members(this.#gzip, map, span, bytes);

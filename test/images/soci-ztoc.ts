@@ -26,6 +26,8 @@ const ANY_HEADER = 47;
 const Z_BLOCK = 5;
 const Z_STREAM_END = 1;
 const WINDOW_BYTES = 32 * 1024;
+/** `CompressionAlgorithm` of ztoc.fbs. */
+export const UNCOMPRESSED = 2;
 
 interface Point {
   readonly blobOffset: number;
@@ -55,7 +57,7 @@ export interface ZtocParts {
 }
 
 /**
- * The zTOC of a gzip blob, written from its schema (ztoc.fbs) and its C code (gzip_zinfo.c): checkpoints at the block boundaries that SOCI
+ * The zTOC of a gzip blob (of a tar with `algorithm` UNCOMPRESSED), written from its schema (ztoc.fbs) and its C code (gzip_zinfo.c): checkpoints at the block boundaries that SOCI
  * takes, digests of the compressed spans. `entries`: of the blob's tar, in its order; `streamSize`: the tar up to its end marker.
  */
 export function writeZtoc(
@@ -64,7 +66,9 @@ export function writeZtoc(
   streamSize: number,
   options: ZtocOptions = {},
 ): Buffer {
-  const points = findPoints(blob, options.spanBytes ?? 4 * 1024 * 1024);
+  const spanBytes = options.spanBytes ?? 4 * 1024 * 1024;
+  const isTar = options.algorithm === UNCOMPRESSED;
+  const points = isTar ? cutPoints(blob, spanBytes) : findPoints(blob, spanBytes);
   const parts: ZtocParts = {
     blobSize: blob.length,
     streamSize,
@@ -72,7 +76,7 @@ export function writeZtoc(
     digests: points.map(({ blobOffset, bits }, i) =>
       sha256(blob.subarray(blobOffset - (bits === 0 ? 0 : 1), points[i + 1]?.blobOffset ?? blob.length)),
     ),
-    checkpoints: zinfo(points, options.spanBytes ?? 4 * 1024 * 1024, options.zinfoVersion ?? 2),
+    checkpoints: isTar ? tarZinfo(blob, spanBytes) : zinfo(points, spanBytes, options.zinfoVersion ?? 2),
     entries: entries.map(flatEntry),
   };
   options.change?.(parts);
@@ -124,6 +128,24 @@ function flatEntry(entry: LayerEntry): FlatValue {
       { list: [{ table: [text('mtime'), text('1')] }, ...records] },
     ],
   };
+}
+
+/** As SOCI's tar_zinfo.go. */
+function cutPoints(blob: Buffer, spanBytes: number): readonly Point[] {
+  return Array.from({ length: Math.ceil(blob.length / spanBytes) }, (_, at) => ({
+    blobOffset: at * spanBytes,
+    streamOffset: at * spanBytes,
+    bits: 0,
+    window: Buffer.alloc(0),
+  }));
+}
+
+function tarZinfo(blob: Buffer, spanBytes: number): Buffer {
+  const bytes = Buffer.alloc(20);
+  bytes.writeInt32LE(2, 0);
+  bytes.writeBigInt64LE(BigInt(spanBytes), 4);
+  bytes.writeBigInt64LE(BigInt(blob.length), 12);
+  return bytes;
 }
 
 /** The loop of zlib's zran.c, as SOCI has it. */

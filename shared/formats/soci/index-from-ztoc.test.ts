@@ -10,7 +10,7 @@ import { encodeLayerIndex } from '#shared/layer/index-codec.ts';
 import { buildLayerImage } from '#shared/layer/layer-image.ts';
 import { LayerError, type LayerErrorCode, type LayerIndex } from '#shared/layer/layer-index.ts';
 import { parseSpanMap } from '#shared/layer/span-map-file.ts';
-import { writeZtoc, type ZtocOptions, type ZtocParts } from '#test/images/soci-ztoc.ts';
+import { UNCOMPRESSED, writeZtoc, type ZtocOptions, type ZtocParts } from '#test/images/soci-ztoc.ts';
 import { GZIP_HEAD_BYTES, indexFromZtoc } from './index-from-ztoc.ts';
 
 /** Small, so that a small tar has many. */
@@ -110,6 +110,55 @@ describe('an index from a SOCI zTOC', () => {
     });
   }
 
+  test('gives the same layer image as the tar itself: the tar', () => {
+    const index = indexOf(tar, { algorithm: UNCOMPRESSED });
+    assert.equal(index.spans.length, Math.ceil(tar.length / SPAN_BYTES));
+    assert.ok(filled(index, tar).equals(expected(tar)));
+    // What stands behind the tar's end is in the blob, in a digest, and in no span.
+    const padded = Buffer.concat([tar, Buffer.alloc(2 * SPAN_BYTES)]);
+    assert.ok(filled(indexOf(padded, { algorithm: UNCOMPRESSED }), padded).equals(expected(padded)));
+    const other = (change: (checkpoints: Buffer) => void): ZtocOptions => ({
+      algorithm: UNCOMPRESSED,
+      change: ({ checkpoints }) => change(checkpoints),
+    });
+    refused(
+      () =>
+        indexOf(
+          tar,
+          other((bytes) => bytes.writeInt32LE(3, 0)),
+        ),
+      'unsupported',
+      /of version 3/,
+    );
+    refused(
+      () =>
+        indexOf(
+          tar,
+          other((bytes) => bytes.writeBigInt64LE(1n, 4)),
+        ),
+      'malformed',
+      /spans of 1 bytes/,
+    );
+    refused(
+      () =>
+        indexOf(
+          tar,
+          other((bytes) => bytes.writeBigInt64LE(7n, 12)),
+        ),
+      'malformed',
+      /of a tar of 7 bytes/,
+    );
+    refused(
+      () =>
+        indexOf(
+          tar,
+          other((bytes) => bytes.writeBigInt64LE(70_000n, 4)),
+        ),
+      'malformed',
+      /and \d+ digests/,
+    );
+  });
+
   test('reads checkpoints of version 1, which lack the first, where the gzip header has no name', () => {
     const blob = gzipSync(tar);
     assert.ok(filled(indexOf(blob, { zinfoVersion: 1 }), blob).equals(expected(blob)));
@@ -134,7 +183,7 @@ describe('an index from a SOCI zTOC', () => {
   const blob = gzipSync(tar);
   const wrong: readonly (readonly [string, LayerErrorCode, RegExp, ZtocOptions])[] = [
     ['of another version', 'unsupported', /its version is "1.0"/, { version: '1.0' }],
-    ['of a blob that is not gzip', 'unsupported', /not gzip/, { algorithm: 2 }],
+    ['of a blob in another coding', 'unsupported', /neither gzip nor a tar/, { algorithm: 3 }],
     ['of a blob of another size', 'malformed', /of a blob of \d+ bytes/, changed((parts) => (parts.blobSize += 1))],
     ['with a digest too few', 'malformed', /its last span/, changed((parts) => parts.digests.pop())],
     [

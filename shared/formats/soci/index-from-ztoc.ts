@@ -8,7 +8,8 @@ import {
   type LayerIndex,
 } from '#shared/layer/layer-index.ts';
 import { packCheckpoint } from '#shared/layer/packed-checkpoint.ts';
-import { parseZinfo, type Zinfo } from './zinfo.ts';
+import { parseTarZinfo } from './tar-zinfo.ts';
+import { parseZinfo, type Zinfo, type ZinfoPoint } from './zinfo.ts';
 import { parseZtoc, type Ztoc } from './ztoc.ts';
 
 export interface ZtocSource {
@@ -24,7 +25,7 @@ export interface ZtocSource {
 export const GZIP_HEAD_BYTES = 512;
 
 /**
- * The index of a gzip layer from a SOCI zTOC, without a byte of its files. Its format is `soci`: a zTOC has digests of *compressed* spans
+ * The index of a gzip or uncompressed layer from a SOCI zTOC, without a byte of its files. Its format is `soci`: a zTOC has digests of spans of the blob
  * only, and none of the windows that decoding begins with. So its spans can be verified where they come from the blob, and nowhere else;
  * and it is to be believed as far as whoever made it.
  *
@@ -37,14 +38,19 @@ export function indexFromZtoc(source: ZtocSource): LayerIndex {
     if (ztoc.blobSize !== blobSize) {
       throw new LayerError('malformed', `it is of a blob of ${ztoc.blobSize} bytes, not ${blobSize}`);
     }
-    const zinfo = parseZinfo(ztoc.checkpoints);
-    checkFront(zinfo, source.head);
-    const spans = spansOf(ztoc, zinfo);
+    const spans = spansOf(ztoc, pointsOf(ztoc, source.head));
     return { layer, blobSize, diffId: undefined, format: 'soci', entries: ztoc.entries, spans, prioritySpans: 0 };
   } catch (error) {
     if (!(error instanceof LayerError)) throw error;
     throw new LayerError(error.code, `Refused the SOCI index of layer ${layer}: ${error.message}`, { cause: error });
   }
+}
+
+function pointsOf({ isCompressed, checkpoints, blobSize }: Ztoc, head: Uint8Array): readonly ZinfoPoint[] {
+  if (!isCompressed) return parseTarZinfo(checkpoints, blobSize);
+  const zinfo = parseZinfo(checkpoints);
+  checkFront(zinfo, head);
+  return zinfo.points;
 }
 
 /** Version 1 does not say where the deflate stream begins; where it does, it is checked. */
@@ -57,7 +63,7 @@ function checkFront({ version, points }: Zinfo, head: Uint8Array): void {
   throw new LayerError('malformed', `its first span begins at ${points[0]?.blobOffset}, the deflate stream does not`);
 }
 
-function spansOf(ztoc: Ztoc, { points }: Zinfo): readonly IndexSpan[] {
+function spansOf(ztoc: Ztoc, points: readonly ZinfoPoint[]): readonly IndexSpan[] {
   const { blobSize, streamSize, spanDigests } = ztoc;
   if (points.length !== spanDigests.length) {
     throw new LayerError('malformed', `it has ${points.length} checkpoints and ${spanDigests.length} digests`);
@@ -80,15 +86,18 @@ function spansOf(ztoc: Ztoc, { points }: Zinfo): readonly IndexSpan[] {
     }
     const length = payloads[i] ?? 0;
     const digest = spanDigests[i];
+    const { window } = point;
     return {
       streamLength,
       segments: [{ blobOffset, blobLength, skip: 0, length: streamLength }],
       pieces: length === 0 || digest === undefined ? [] : [{ length, digest }],
       // Nothing of the window's front is referred to where the stream was shorter than it.
-      checkpoint: packCheckpoint({
-        bits: point.bits,
-        window: point.window.subarray(Math.max(0, point.window.length - point.streamOffset)),
-      }),
+      checkpoint:
+        window &&
+        packCheckpoint({
+          bits: point.bits,
+          window: window.subarray(Math.max(0, window.length - point.streamOffset)),
+        }),
     };
   });
 }

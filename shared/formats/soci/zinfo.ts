@@ -1,15 +1,15 @@
 import { LayerError } from '#shared/layer/layer-index.ts';
 import { WINDOW_BYTES } from '#shared/layer/packed-checkpoint.ts';
 
-/** A place where the deflate stream of a gzip blob can be taken up, as zlib's zran.c writes it. */
+/** A place where a blob can be taken up: in a deflate stream, as zlib's zran.c writes it, or in a tar. */
 export interface ZinfoPoint {
   /** Blob offset of the first byte that is wholly behind it. */
   readonly blobOffset: number;
   readonly streamOffset: number;
   /** High-order bits of the byte before `blobOffset` that still belong to what follows. */
   readonly bits: number;
-  /** The 32 KiB of stream before it, zeros where there are none. */
-  readonly window: Buffer;
+  /** The 32 KiB of stream before it, zeros where there are none; undefined in a tar. */
+  readonly window: Buffer | undefined;
 }
 
 export interface Zinfo {
@@ -49,7 +49,7 @@ export function parseZinfo(bytes: Buffer): Zinfo {
     points.push({ blobOffset: PLAIN_HEADER_BYTES, streamOffset: 0, bits: 0, window: Buffer.alloc(WINDOW_BYTES) });
   }
   for (let at = HEADER_BYTES; at < bytes.length; at += POINT_BYTES) {
-    const point = {
+    const point: ZinfoPoint = {
       blobOffset: Number(bytes.readBigInt64LE(at)),
       streamOffset: Number(bytes.readBigInt64LE(at + 8)),
       bits: bytes.readUInt8(at + 16),

@@ -5,15 +5,17 @@ import { type EntryType, type Extent, LAYER_LIMITS, type LayerEntry, LayerError 
 import { cleanPath } from '#shared/tar/tar-path.ts';
 import { FlatBuffer, type FlatTable } from './flat-buffer.ts';
 
-/** A SOCI zTOC: what a tar holds and where, and how to get at it in the gzip blob. */
+/** A SOCI zTOC: what a tar holds and where, and how to get at it in the blob. */
 export interface Ztoc {
   readonly blobSize: number;
   /** Bytes of the tar up to its end marker. */
   readonly streamSize: number;
   readonly entries: readonly LayerEntry[];
-  /** Of each span's range of the blob, *compressed*. */
+  /** Of each span's range of the blob. */
   readonly spanDigests: readonly Digest[];
-  /** See `parseZinfo`. */
+  /** By gzip; else the blob is the tar. */
+  readonly isCompressed: boolean;
+  /** See `parseZinfo` and `parseTarZinfo`. */
   readonly checkpoints: Buffer;
 }
 
@@ -39,7 +41,9 @@ const ENTRY = {
 
 /** The only one there is. */
 const VERSION = '0.9';
+/** `CompressionAlgorithm` of ztoc.fbs. */
 const GZIP = 1;
+const UNCOMPRESSED = 2;
 const MAX_DEVICE_MAJOR = 2 ** 12 - 1;
 const MAX_DEVICE_MINOR = 2 ** 20 - 1;
 const XATTR_PREFIX = 'SCHILY.xattr.';
@@ -50,7 +54,7 @@ const NO_EXTENTS: readonly Extent[] = [];
 /**
  * Parses a zTOC; everything that a tar says of an entry is in it. The names of owner and group are not looked at, the ids count.
  *
- * @throws LayerError `malformed`, `too-large`, `escapes`; `unsupported` for another version, for blobs that are not gzip, and where an
+ * @throws LayerError `malformed`, `too-large`, `escapes`; `unsupported` for another version, for blobs that are neither gzip nor a tar, and where an
  * entry is sparse (a zTOC does not say where its holes are)
  */
 export function parseZtoc(bytes: Uint8Array): Ztoc {
@@ -68,8 +72,9 @@ function read(root: FlatTable): Ztoc {
   const compression = root.table(ZTOC.compression);
   const toc = root.table(ZTOC.toc);
   if (compression === undefined || toc === undefined) throw malformed('it lacks its list of files or of spans');
-  if (compression.int8(COMPRESSION.algorithm, GZIP) !== GZIP) {
-    throw new LayerError('unsupported', 'it describes a blob that is not gzip');
+  const algorithm = compression.int8(COMPRESSION.algorithm, GZIP);
+  if (algorithm !== GZIP && algorithm !== UNCOMPRESSED) {
+    throw new LayerError('unsupported', `it describes a blob that is neither gzip nor a tar (${algorithm})`);
   }
   const count = toc.count(TOC.entries);
   if (count > LAYER_LIMITS.entries) {
@@ -99,6 +104,7 @@ function read(root: FlatTable): Ztoc {
     streamSize: root.int64(ZTOC.streamSize),
     entries,
     spanDigests,
+    isCompressed: algorithm === GZIP,
     checkpoints: compression.bytes(COMPRESSION.checkpoints),
   };
 }
