@@ -14,6 +14,9 @@ export const DEFAULT_BACK_OFF: BackOff = {
   maxRetryAfterMs: 20_000,
 };
 
+/** An attempt that brought less than this got nowhere: breaking off after each byte must not go on for ever. */
+export const PROGRESS_BYTES = 16 * 1024;
+
 /** The wait before attempt `attempt + 1`: doubling, half of it random so that many nodes do not come back at once. */
 export function delayAfter(attempt: number, policy: BackOff, retryAfterMs: number | undefined): number {
   const full = Math.min(policy.maxDelayMs, policy.firstDelayMs * 2 ** (attempt - 1));

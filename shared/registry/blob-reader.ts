@@ -1,5 +1,6 @@
 import { createHash } from 'node:crypto';
 import { hexOf, type Digest } from '#shared/digest/digest.ts';
+import { PROGRESS_BYTES } from './back-off.ts';
 import type { Endpoint } from './endpoints.ts';
 import type { Descriptor } from './manifest.ts';
 import { RegistryError } from './registry-error.ts';
@@ -80,6 +81,7 @@ export class BlobReader {
     const what = end === undefined ? `blob ${digest}` : `bytes ${start}-${end - 1} of blob ${digest}`;
     let at = start;
     let isDone = false;
+    let vain = 0;
     while (!isDone) {
       const answer = await this.#session.retry(repository, { capability: 'pull', what }, signal, (endpoint) =>
         this.#open(endpoint, repository, { digest, start: at, end }, what, signal),
@@ -93,7 +95,8 @@ export class BlobReader {
         isDone = end === undefined || at >= end;
       } catch (cause) {
         const error = networkError(cause, repository.host, signal);
-        if (!error.retryable || at === before) throw error;
+        vain = at - before < PROGRESS_BYTES ? vain + 1 : 0;
+        if (!error.retryable || at === before || vain >= this.#session.backOff.attempts) throw error;
       } finally {
         if (!answer.body.readableEnded) answer.body.destroy();
       }

@@ -204,6 +204,23 @@ suite('reads', () => {
     }
   });
 
+  test('answers that break off after each byte are not taken up for ever', async () => {
+    await using registry = await FakeRegistry.start(() => (request, response) => {
+      const start = Number(/^bytes=(\d+)-/.exec(request.headers.range ?? '')?.[1] ?? 0);
+      response.writeHead(206, { 'content-length': 1000 });
+      response.write(blob.subarray(start, start + 1), () => setImmediate(() => response.destroy()));
+    });
+    await using client = clientFor({ attempts: 3 });
+    const repository = `${registry.host}/a`;
+    await assert.rejects(client.readRange(repository, digest, 0, 1000, signal), { code: 'unreachable' });
+    assert.equal(registry.requests.length, 3);
+    const drain = async () => {
+      for await (const chunk of client.blobRange(repository, digest, 0, 1000, signal)) assert.equal(chunk.length, 1);
+    };
+    await assert.rejects(drain(), { code: 'unreachable' });
+    assert.equal(registry.requests.length, 6);
+  });
+
   test('an answer that stays open behind its last byte keeps nobody waiting', async () => {
     await using registry = await FakeRegistry.start(() => (_, response) => {
       response.writeHead(206).write(blob.subarray(0, 10));

@@ -1,6 +1,6 @@
 import type { Logger } from '#shared/telemetry/logger.ts';
 import type { Authenticator } from './authenticator.ts';
-import { type BackOff, delayAfter, retryAfterMs } from './back-off.ts';
+import { type BackOff, delayAfter, PROGRESS_BYTES, retryAfterMs } from './back-off.ts';
 import { type Capability, type Endpoint, type Endpoints, MIRROR_REST_MS } from './endpoints.ts';
 import { isLinkLocal, isLoopback } from './own-address.ts';
 import { parseRepository, type RepositoryName } from './reference.ts';
@@ -106,7 +106,7 @@ export class RegistrySession {
 
   /**
    * Runs `once` for one endpoint after the other, mirrors first, and again after a wait, until it resolves or fails for
-   * good. `progress` says how far it has come: an attempt that came further does not count against the bound.
+   * good. `progress` says how many bytes have come: an attempt that brought some does not count against the bound.
    */
   async retry<T>(
     repository: Repository,
@@ -123,7 +123,7 @@ export class RegistrySession {
       const tried = await this.#tryEach(repository, ask, signal, once);
       if ('value' in tried) return tried.value;
       const { error } = tried;
-      if (progress() > reached) {
+      if (progress() - reached >= PROGRESS_BYTES) {
         reached = progress();
         attempt = 1;
       }

@@ -1,5 +1,6 @@
 import type { Agent, Dispatcher } from 'undici';
 import { newHttpAgent, newProxyAgent } from '#shared/http/http-agent.ts';
+import { PACE, paced } from './body-pace.ts';
 import { RegistryError } from './registry-error.ts';
 
 export const TRANSPORT_LIMITS = {
@@ -171,8 +172,18 @@ export async function errorText(answer: Answer): Promise<string> {
   return Buffer.concat(parts).toString('utf8', 0, TRANSPORT_LIMITS.errorBytes);
 }
 
+/** A body as it comes; `unreachable` where it only trickles. */
 export function chunksOf(answer: Answer): AsyncIterable<Buffer> {
-  return answer.body as AsyncIterable<Buffer>;
+  const { host } = answer.url;
+  return paced(
+    answer.body as AsyncIterable<Buffer>,
+    () =>
+      new RegistryError(
+        'unreachable',
+        `Stopped reading from ${host}: it sent less than ${PACE.bytes} bytes in ${PACE.ms / 1000} s`,
+        { host },
+      ),
+  );
 }
 
 function ignore(): void {}
