@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { mkdtemp, rm, stat, writeFile } from 'node:fs/promises';
+import { chmod, chown, mkdtemp, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, it } from 'node:test';
@@ -43,6 +43,20 @@ describe('what is checked before a node starts', () => {
       }
       const checked = checkStart({ dataDir: folder, socket, controlSocket: join(file, 'x.sock') }, '/dev/null');
       await assert.rejects(checked, /KINDLING_CONTROL_SOCKET/);
+    });
+  });
+
+  it('refuses a data folder in which others may write', asRoot, async () => {
+    await inFolder(async (folder) => {
+      const at = (name: string) => join(folder, name);
+      const check = () =>
+        checkStart({ dataDir: at('data'), socket: at('one.sock'), controlSocket: at('two.sock') }, '/dev/null');
+      await check();
+      await chmod(at('data'), 0o1777);
+      await assert.rejects(check(), /written by everybody/);
+      await chmod(at('data'), 0o711);
+      await chown(at('data'), 12_345, 0);
+      await assert.rejects(check(), /user 12345/);
     });
   });
 

@@ -1,8 +1,9 @@
-import { access, constants, mkdir } from 'node:fs/promises';
+import { access, constants, mkdir, stat } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import type { AgentValues } from '#services/snapshotter/config.ts';
 
 const FUSE_DEVICE = '/dev/fuse';
+const OTHERS_WRITE = 0o002;
 
 /** This machine, as it is, cannot run a node. */
 export class StartError extends Error {
@@ -26,6 +27,7 @@ export async function checkStart(
     throw new StartError(`Cannot start: there is no ${fuseDevice}; load its module (modprobe fuse)`, { cause });
   }
   await writable(values.dataDir, 'KINDLING_DATA_DIR');
+  await ours(values.dataDir);
   await writable(dirname(values.socket), 'KINDLING_SOCKET');
   await writable(dirname(values.controlSocket), 'KINDLING_CONTROL_SOCKET');
 }
@@ -39,6 +41,15 @@ async function writable(folder: string, setting: string): Promise<void> {
     const why = cause instanceof Error ? cause.message : String(cause);
     throw new StartError(`Cannot start: ${setting} needs ${folder} as a folder that can be written: ${why}`, { cause });
   }
+}
+
+/** Whoever can plant files there has root follow them, and gives containers what they read. */
+async function ours(folder: string): Promise<void> {
+  const { uid, mode } = await stat(folder);
+  if (uid === 0 && (mode & OTHERS_WRITE) === 0) return;
+  throw new StartError(
+    `Cannot start: ${folder} (KINDLING_DATA_DIR) ${uid === 0 ? 'can be written by everybody' : `belongs to user ${uid}`}; it has to be root's alone`,
+  );
 }
 
 /** One after the other: node's own `recursive` never comes back from file systems that answer ENOENT, as /proc does. */
