@@ -120,7 +120,13 @@ export class NodeServices implements AsyncDisposable {
         containerd = new ContainerdClient({ address: values.containerd, namespace });
         clients.set(namespace, containerd);
       }
-      return new LazyPull({ registry, containerd, snapshots, snapshotter: values.snapshotter, logger });
+      return new LazyPull({
+        registry,
+        containerd,
+        snapshots: snapshots.remote,
+        snapshotter: values.snapshotter,
+        logger,
+      });
     };
     if (bus !== undefined) {
       closing.use(

@@ -100,7 +100,7 @@ test('An image is pulled lazily where it can be and whole where not, runs, and l
     const pull = new LazyPull({
       registry: registryClient,
       containerd: client,
-      snapshots: rig.service,
+      snapshots: rig.service.remote,
       snapshotter: 'kindling',
       logger: silentLogger,
     });

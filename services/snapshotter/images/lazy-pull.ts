@@ -14,12 +14,12 @@ import type { FetchedImage, RegistryClient } from '#shared/registry/registry-cli
 import type { Logger } from '#shared/telemetry/logger.ts';
 import type { LayerRequest, NotLazyError } from '../snapshots/layer-provider.ts';
 import { remoteLabels } from '../snapshots/remote-labels.ts';
-import type { SnapshotService } from '../snapshots/snapshot-service.ts';
+import type { RemoteSnapshots } from '../snapshots/remote-snapshots.ts';
 
 export interface LazyPullDeps {
   readonly registry: Pick<RegistryClient, 'platformManifest' | 'blob' | 'blobStream'>;
   readonly containerd: ContainerdClient;
-  readonly snapshots: Pick<SnapshotService, 'withLayers' | 'settle'>;
+  readonly snapshots: Pick<RemoteSnapshots, 'withLayers' | 'settle'>;
   /** Our name as a proxy plugin of containerd. */
   readonly snapshotter: string;
   readonly logger: Logger;

@@ -114,9 +114,9 @@ test('a snapshot of a blob whose tar nobody has checked does not stand for a lay
   await assert.rejects(service.prepare('k2', tar, remoteLabels(chain, ask('r.example/evil:1', above)), never), there);
   const running = await service.prepare('running', chain, {}, never);
 
-  await service.settle(tar, '', ask('r.example/evil:2', digestOf('its next blob')), never);
+  await service.remote.settle(tar, '', ask('r.example/evil:2', digestOf('its next blob')), never);
   assert.equal(service.stat(tar).layer, evil, 'who may push there may replace the image as well');
-  await service.settle(tar, '', forHonest, never);
+  await service.remote.settle(tar, '', forHonest, never);
   assert.equal(service.stat(tar).layer, honest);
   const names = [...service.list([])].map(({ name }) => name);
   assert.deepEqual(names.toSorted(), [`${tar}@replaced-1`, chain, 'running', tar].toSorted());
@@ -125,7 +125,7 @@ test('a snapshot of a blob whose tar nobody has checked does not stand for a lay
   const later = await service.view('later', chain, {}, never);
   assert.match(JSON.stringify(later), new RegExp(`/m/${honest.slice(7, 19)}`));
   assert.match(JSON.stringify(running), new RegExp(`/m/${evil.slice(7, 19)}`));
-  await service.settle(tar, '', forEvil, never);
+  await service.remote.settle(tar, '', forEvil, never);
   assert.equal(service.stat(tar).layer, honest, 'what was checked stands for all');
   await service.close();
 });
@@ -141,11 +141,11 @@ test('where nothing that was checked can take the place of such a snapshot, the 
   const refused = { code: 'failed-precondition', message: /made of layer .* of r\.example\/evil:1, whose tar nobody/ };
   const request = ask('r.example/base:1', other);
   await assert.rejects(service.prepare('k', '', remoteLabels(tar, request), never), refused);
-  await assert.rejects(service.settle(tar, '', request, never), refused);
+  await assert.rejects(service.remote.settle(tar, '', request, never), refused);
   layers.tars.set(other, digestOf('another tar'));
-  await assert.rejects(service.settle(tar, '', request, never), refused);
+  await assert.rejects(service.remote.settle(tar, '', request, never), refused);
   layers.lazy = false;
-  await assert.rejects(service.settle(tar, '', request, never), refused);
+  await assert.rejects(service.remote.settle(tar, '', request, never), refused);
   assert.equal(service.stat(tar).layer, evil);
   await service.close();
 });
