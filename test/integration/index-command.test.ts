@@ -20,7 +20,12 @@ test('an image that was indexed by hand is lazy on a node that trusts its reposi
       await runTool(process.execPath, ['--disable-warning=ExperimentalWarning', CLI, ...args, '--json'], signal),
     ) as {
       readonly published: string[];
-      readonly layers: { readonly index: string; readonly format: string; readonly spans?: number }[];
+      readonly layers: {
+        readonly index: string;
+        readonly format: string;
+        readonly spans?: number;
+        readonly lazy?: string;
+      }[];
       readonly format: string;
       readonly index: string;
     };
@@ -50,6 +55,12 @@ test('an image that was indexed by hand is lazy on a node that trusts its reposi
   assert.ok((after.layers[0]?.spans ?? 0) > 0);
   const [file] = await readdir(out);
   assert.equal((await kindling('inspect', `${out}/${file}`)).index, 'file');
+
+  const converted = registry.reference('team/hello', 'estargz');
+  await kindling('convert', image, converted, '--format', 'estargz');
+  assert.match((await kindling('inspect', converted)).layers[0]?.lazy ?? '', /as it is; nobody has checked its tar/);
+  await kindling('index', converted, '--push');
+  assert.match((await kindling('inspect', converted)).layers[0]?.lazy ?? '', /as it is; its tar was checked/);
 
   await using node = await TestNode.start(
     { KINDLING_BACKGROUND: 'false', KINDLING_TRUSTED_INDEXES: registry.host },

@@ -1,7 +1,8 @@
 import { createReadStream } from 'node:fs';
 import { open, readFile, stat } from 'node:fs/promises';
 import { Command } from 'commander';
-import { digestOfHex } from '#shared/digest/digest.ts';
+import { parseImageConfig } from '#shared/containerd/image-records.ts';
+import { digestOfHex, type Digest } from '#shared/digest/digest.ts';
 import { buildLayerIndex, isSeekable } from '#shared/formats/build-index.ts';
 import { indexFromZtoc } from '#shared/formats/soci/index-from-ztoc.ts';
 import { readTocFromRegistry } from '#shared/indexes/build-from-registry.ts';
@@ -13,7 +14,7 @@ import { LayerError, type LayerIndex } from '#shared/layer/layer-index.ts';
 import { AllowedRepositories } from '#shared/registry/allowed-repositories.ts';
 import { type Descriptor, MEDIA_TYPES } from '#shared/registry/manifest.ts';
 import { formatPlatform } from '#shared/registry/platform.ts';
-import type { Reference } from '#shared/registry/reference.ts';
+import { formatReference, type Reference } from '#shared/registry/reference.ts';
 import type { FetchedImage, RegistryClient } from '#shared/registry/registry-client.ts';
 import { byteText } from '../byte-text.ts';
 import { fileDigest } from '../file-digest.ts';
@@ -82,8 +83,9 @@ async function inspectImage(
   const soci = new SociIndexes(client, every);
   const cluster = bus && new ClusterIndexes(bus);
   const layers: LayerReport[] = [];
-  for (const layer of image.parsed.layers) {
-    layers.push(await reportOf(layer, image, { client, reference, cluster, pushed, soci }, signal));
+  const diffIds = await diffIdsOf(client, reference, image, signal);
+  for (const [at, layer] of image.parsed.layers.entries()) {
+    layers.push(await reportOf(layer, diffIds[at], image, { client, reference, cluster, pushed, soci }, signal));
   }
   const report = {
     repository: reference.repository,
@@ -105,6 +107,18 @@ async function inspectImage(
   for (const referrer of report.referrers) console.log(`referrer   ${referrer.artifactType}  ${referrer.digest}`);
 }
 
+/** Empty for what is no container image. */
+async function diffIdsOf(
+  client: RegistryClient,
+  reference: Reference,
+  { parsed: { config } }: FetchedImage,
+  signal: AbortSignal,
+): Promise<readonly Digest[]> {
+  if (config.mediaType !== MEDIA_TYPES.ociConfig && config.mediaType !== MEDIA_TYPES.dockerConfig) return [];
+  const bytes = await client.blob(reference.repository, config, signal);
+  return parseImageConfig(bytes, formatReference(reference)).diffIds;
+}
+
 interface Places {
   readonly client: RegistryClient;
   readonly reference: Reference;
@@ -115,6 +129,7 @@ interface Places {
 
 async function reportOf(
   layer: Descriptor,
+  diffId: Digest | undefined,
   image: FetchedImage,
   places: Places,
   signal: AbortSignal,
@@ -131,18 +146,18 @@ async function reportOf(
     lazy: `${lazy}${inOrder(index)}`,
   });
   try {
-    const byToc = await readTocFromRegistry(client, places.reference, layer, signal);
-    if (byToc) return described(byToc, 'toc', 'yes, as it is');
     const request = { layer: digest, repository, manifest, annotations };
     const shared = await cluster?.find(request, signal);
-    if (shared) return described(decodeLayerIndex(shared, digest), 'cluster', 'yes, index in the cluster');
-    const beside = await pushed.find(request, signal);
-    if (beside)
-      return described(
-        decodeLayerIndex(beside, digest),
-        'registry',
-        'yes, index in the registry (where agents trust it)',
-      );
+    const bytes = shared ?? (await pushed.find(request, signal));
+    const index = bytes && decodeLayerIndex(bytes, digest);
+    if (index?.diffId !== undefined && diffId !== undefined && index.diffId !== diffId) {
+      const lazy = `no: its tar has the digest ${index.diffId}, the image's configuration says ${diffId}`;
+      return { ...base, ...summaryOf(index), index: shared ? 'cluster' : 'registry', lazy };
+    }
+    const byToc = await readTocFromRegistry(client, places.reference, layer, signal);
+    if (byToc) return described(index ?? byToc, 'toc', `yes, as it is; ${tarOf(byToc, index)}`);
+    if (index && shared) return described(index, 'cluster', 'yes, index in the cluster');
+    if (index) return described(index, 'registry', 'yes, index in the registry (where agents trust it)');
   } catch (error) {
     if (!(error instanceof LayerError)) throw error;
     return { ...base, format: formatOf(layer), index: 'none', lazy: `no: ${error.message}` };
@@ -170,6 +185,14 @@ async function reportOf(
         ? 'once indexed (kindling index), what lies inside a large frame in order; read in one pass until then'
         : 'once indexed (kindling index); read in one pass until then';
   return { ...base, format, index: 'none', lazy: `${lazy}${unusable}` };
+}
+
+/** What is known of the tar of a layer with a TOC. `index`: made by somebody who has read it. */
+function tarOf(byToc: LayerIndex, index: LayerIndex | undefined): string {
+  if (index?.diffId === undefined) return 'nobody has checked its tar (kindling index does)';
+  return index.format === byToc.format
+    ? 'its tar was checked'
+    : 'where the index is found it is read by that, since its table of contents contradicts its tar';
 }
 
 function inOrder(index: LayerIndex): string {
