@@ -16,6 +16,9 @@ const PACKED = 0x80000000;
 export const PLAIN_SPANS = 'application/vnd.kindling.spans.v1';
 export const PACKED_SPANS = 'application/vnd.kindling.spans.v2';
 
+/** Of a request that a reader waits for: what the peer is reading of it from the registry is as urgent as what is read there. */
+export const DEMAND_HEADER = 'x-kindling-demand';
+
 export type SpanFrame =
   | { readonly span: number; readonly form: 'payload' | 'packed'; readonly bytes: Buffer }
   /** The peer has not got it. */

@@ -19,6 +19,7 @@ export const options = {
   second: { type: 'string', default: 'perl' },
   format: { type: 'string', default: 'gzip-indexed' },
   mib: { type: 'string' },
+  packing: { type: 'string', default: 'auto' },
 } as const;
 
 interface Run {
@@ -64,7 +65,7 @@ const LATE_NODES = 2;
 /**
  * `--nodes 8 --mbit 200`: links, both ways, the registry's alike. `--image python --format gzip-indexed`: whose startup set, recorded from
  * one real start of this run. `--second perl`: which shares its base, started after it by two more nodes. `--mib 32`: instead, a layer of so many MiB that nothing
- * compresses.
+ * compresses. `--packing always,never`: with each of these in turn, as `KINDLING_PEER_PACKING`.
  */
 export async function run(values: BenchValues<typeof options>, signal: AbortSignal): Promise<unknown> {
   if (process.getuid?.() !== 0) throw new Error('Cannot make network namespaces: run this as root');
@@ -93,11 +94,15 @@ export async function run(values: BenchValues<typeof options>, signal: AbortSign
   const own = await ownStart(first, signal);
   const boundS = (own.bytes / own.spans / (bitsPerS / 8)) * (own.spans + Math.floor(Math.log2(nodes)));
   const setting: Setting = { nodes, bitsPerS, own, boundS };
-  console.log(`${nodes} nodes with peers`);
-  const withPeers = await burst('peers', cases, setting, signal);
+  const runs: Run[] = [];
+  const packings = values.packing.split(',');
+  for (const packing of packings) {
+    console.log(`${nodes} nodes with peers, packing ${packing}`);
+    const how = packings.length > 1 ? `peers, packing ${packing}` : 'peers';
+    runs.push(...(await burst(how, cases, { ...setting, packing }, signal)));
+  }
   console.log(`${nodes} nodes without`);
-  const alone = await burst('registry only', [first], setting, signal);
-  const runs = [...withPeers, ...alone];
+  runs.push(...(await burst('registry only', [first], setting, signal)));
   console.log(
     `${first.title}: ${nodes} nodes, ${values.mbit} Mbit/s each way; a start reads ${mebibytes(own.bytes)} MiB in ${own.spans} spans. No scheme gets them to all nodes in less than ${boundS.toFixed(2)} s; a node's own start, from a registry beside it, takes ${own.startS.toFixed(2)} s.`,
   );
@@ -126,6 +131,8 @@ interface Setting {
   readonly bitsPerS: number;
   readonly own: OwnStart;
   readonly boundS: number;
+  /** undefined = without peers. */
+  readonly packing?: string;
 }
 
 interface OwnStart {
@@ -148,16 +155,17 @@ async function ownStart(one: Case, signal: AbortSignal): Promise<OwnStart> {
 
 /** All nodes but the late ones start the first image; then the late ones, which have nothing, start the second. */
 async function burst(
-  how: 'peers' | 'registry only',
+  how: string,
   cases: readonly Case[],
-  { nodes, bitsPerS, own, boundS }: Setting,
+  { nodes, bitsPerS, own, boundS, packing }: Setting,
   signal: AbortSignal,
 ): Promise<Run[]> {
   const layers = new Map<string, StoredLayer>();
   for (const { parts } of cases) for (const { layer } of parts) layers.set(layer.digest, layer);
   const late = cases.length > 1 ? LATE_NODES : 0;
-  const distributors = how === 'peers' ? 2 : 0;
-  const options = { nodes: nodes + late, link: { bitsPerS }, layers: [...layers.values()], distributors };
+  const distributors = packing === undefined ? 0 : 2;
+  const env = { KINDLING_PEER_PACKING: packing ?? 'auto' };
+  const options = { nodes: nodes + late, link: { bitsPerS }, layers: [...layers.values()], distributors, env };
   await using cluster = await TestCluster.start(options, signal);
   for (const one of cases) await publishIndexes(cluster, one, signal);
   const runs: Run[] = [];

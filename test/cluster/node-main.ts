@@ -31,7 +31,8 @@ process.once('SIGTERM', () => stop.abort(new Error('SIGTERM')));
 await using bus = new NatsBus({ url: natsUrl, clientName: name, logger, replicas: 1, objectBytes: 64 * 1024 * 1024 });
 const workers = new WorkerPool({ size: 2 });
 {
-  const env = { KINDLING_PEER_LISTEN: `${address}:0` };
+  const given = Object.entries(process.env).filter(([key]) => key.startsWith('KINDLING_PEER_'));
+  const env = { ...(Object.fromEntries(given) as Record<string, string>), KINDLING_PEER_LISTEN: `${address}:0` };
   const dataDir = `${folder}/${name}`;
   const indexes = new ClusterIndexes(bus);
   const common = { name, dataDir, bus, workers, env, logger };

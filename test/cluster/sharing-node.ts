@@ -8,6 +8,7 @@ import type { SpanMap } from '#shared/layer/span-map.ts';
 import type { CredentialSource } from '#shared/registry/credentials.ts';
 import { silentLogger, type Logger } from '#shared/telemetry/logger.ts';
 import { Registry } from '#shared/telemetry/metrics.ts';
+import type { FetchLimits } from '#services/snapshotter/layers/fetch-pace.ts';
 import { BlobStreamer } from '#services/snapshotter/layers/blob-streamer.ts';
 import { LayerMounts } from '#services/snapshotter/layers/layer-mounts.ts';
 import { LayerStatistics } from '#services/snapshotter/layers/layer-statistics.ts';
@@ -31,6 +32,7 @@ export interface SharingNodeOptions {
   readonly logger?: Logger;
   readonly plainHttpHosts?: readonly string[];
   readonly indexes?: readonly IndexSource[];
+  readonly limits?: Partial<FetchLimits>;
   /** Finds indexes in the cluster, and tells the cluster of those that it makes, as an agent does. */
   readonly sharesIndexes?: boolean;
 }
@@ -119,6 +121,7 @@ export class SharingNode implements AsyncDisposable {
       sources: [peers.source, source],
       statistics,
       logger,
+      ...(options.limits === undefined ? {} : { limits: options.limits }),
       quotaBytes: 0,
       background: false,
     });

@@ -6,6 +6,7 @@ import { gzipSync, zstdCompressSync } from 'node:zlib';
 import { sha256 } from '#shared/digest/digest.ts';
 import { buildLayerIndex } from '#shared/formats/build-index.ts';
 import { encodeLayerIndex } from '#shared/layer/index-codec.ts';
+import type { IndexSource } from '#shared/indexes/index-source.ts';
 import { fakeMember, fakeTar } from '#shared/layer/fake-layer.ts';
 import { CountedRegistry, type CountedLayer } from './counted-registry.ts';
 import { localCluster } from './local-cluster.ts';
@@ -18,10 +19,10 @@ function plainLayer(blob: Buffer, compression: string): CountedLayer {
   return { blob, digest: sha256(blob), sizeBytes: blob.length, annotations: {}, mediaType };
 }
 
-test('nodes that start a layer of one zstd frame at once read its blob once, and all get the same bytes', async ({
-  signal,
-}) => {
-  // More than is decoded from the front of a frame for each of its parts, and still a small blob.
+/** A layer of one zstd frame, with more than is decoded from its front for each of its parts, and still a small blob; and its index. */
+async function frameLayer(
+  signal: AbortSignal,
+): Promise<{ readonly layer: CountedLayer; readonly indexes: IndexSource[] }> {
   const text = fakeMember('text', 'file', Buffer.from('some text of a file\n'.repeat(1_500_000)));
   const noise = Array.from({ length: 8 }, (_, i) => fakeMember(`noise-${i}`, 'file', randomBytes(MiB)));
   const layer = plainLayer(zstdCompressSync(fakeTar([...noise.slice(4), text, ...noise.slice(0, 4)])), 'zstd');
@@ -33,9 +34,15 @@ test('nodes that start a layer of one zstd frame at once read its blob once, and
   };
   const descriptor = { digest: layer.digest, size: layer.sizeBytes };
   const index = encodeLayerIndex(await buildLayerIndex(source, descriptor, { threads: 'one' }, signal));
+  return { layer, indexes: [{ find: async () => index }] };
+}
+
+test('nodes that start a layer of one zstd frame at once read its blob once, and all get the same bytes', async ({
+  signal,
+}) => {
+  const { layer, indexes } = await frameLayer(signal);
   await using registry = await CountedRegistry.start([layer]);
   await using cluster = await localCluster(signal);
-  const indexes = [{ find: async () => index }];
   const nodes = await Promise.all(Array.from({ length: NODES }, async () => await cluster.node({ indexes })));
   const reference = registry.reference(layer);
   await Promise.all(nodes.map(async (node) => await node.provide(reference, signal)));
@@ -52,6 +59,29 @@ test('nodes that start a layer of one zstd frame at once read its blob once, and
   const alone = await cluster.node({ indexes });
   await alone.fetchAll(reference, signal);
   assert.ok(digests.has(await alone.imageDigest(layer.digest, signal)));
+});
+
+test('a node that reads a stream in no hurry hurries when a reader of another node waits for it', async ({
+  signal,
+}) => {
+  const { layer, indexes } = await frameLayer(signal);
+  await using registry = await CountedRegistry.start([layer]);
+  await using cluster = await localCluster(signal);
+  const reference = registry.reference(layer);
+  // By itself it would take minutes.
+  const idle = await cluster.node({ indexes, limits: { backgroundRate: 32 * 1024 } });
+  const reading = await cluster.node({ indexes });
+  for (const node of [idle, reading]) await node.provide(reference, signal);
+  while (![idle, reading].every((node) => node.peers.link.up)) await sleep(20, undefined, { signal });
+  const held = idle.store.layers.get(layer.digest);
+  assert.ok(held);
+  await held.open();
+  await idle.store.prefetch(layer.digest, Array.from({ length: held.map.spanCount }).keys());
+  while (registry.bytes === 0) await sleep(20, undefined, { signal });
+  const digest = await reading.imageDigest(layer.digest, signal);
+  assert.equal(await idle.imageDigest(layer.digest, signal), digest);
+  // It has waited for the other, and not read by itself.
+  assert.ok(registry.bytes < 1.5 * layer.sizeBytes, `${registry.bytes} bytes of a blob of ${layer.sizeBytes}`);
 });
 
 test('nodes that start a layer which nobody has indexed read its blob once, and wait for the index', async ({

@@ -1,6 +1,7 @@
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { request } from 'node:http';
 import { text } from 'node:stream/consumers';
+import { AGENT_FLAGS } from '#services/snapshotter/keeper/keeper-arguments.ts';
 import { ServerProcess, isListening } from '#test/harness/server-process.ts';
 import { TempFolder } from '#test/harness/temp-folder.ts';
 import { runTool } from '#test/images/tool.ts';
@@ -34,6 +35,8 @@ export interface ClusterOptions {
   readonly layers: readonly StoredLayer[];
   /** Replicas of the distributor; 0 = none, so that every node goes to the registry. */
   readonly distributors?: number;
+  /** `KINDLING_PEER_…` of all nodes. */
+  readonly env?: Readonly<Record<string, string>>;
 }
 
 const NODE = new URL('./node-main.ts', import.meta.url).pathname;
@@ -87,7 +90,8 @@ export class TestCluster implements AsyncDisposable {
     const nodes: ClusterNode[] = [];
     for (let i = 0; i < options.nodes; i++) {
       const host = await network.host(options.link, signal);
-      nodes.push(new ClusterNode(host, `n${i}`, folder.path, natsUrl(services), `${registry.address}:5000`));
+      const args = [natsUrl(services), host.address, `${registry.address}:5000`];
+      nodes.push(new ClusterNode(host, `n${i}`, folder.path, args, options.env ?? {}));
     }
     for (const node of nodes) {
       closing.defer(async () => await node.limitDisk(undefined, AbortSignal.timeout(UNMOUNT_MS)));
@@ -189,14 +193,22 @@ export class ClusterNode implements AsyncDisposable {
   readonly #name: string;
   readonly #folder: string;
   readonly #args: readonly string[];
+  readonly #env: Readonly<Record<string, string>>;
   #process: ServerProcess | undefined;
   #limited = false;
 
-  constructor(host: Host, name: string, folder: string, nats: string, registry: string) {
+  constructor(
+    host: Host,
+    name: string,
+    folder: string,
+    args: readonly string[],
+    env: Readonly<Record<string, string>>,
+  ) {
     this.host = host;
     this.#name = name;
     this.#folder = folder;
-    this.#args = [...FLAGS, NODE, folder, name, nats, host.address, registry];
+    this.#args = [...AGENT_FLAGS, NODE, folder, name, ...args];
+    this.#env = env;
   }
 
   get log(): string {
@@ -211,7 +223,7 @@ export class ClusterNode implements AsyncDisposable {
     const path = `${this.#folder}/${this.#name}.sock`;
     const ready = async () => await isListening({ path });
     this.#process = await this.host.serve(
-      { name: this.#name, program: process.execPath, args: this.#args, ready, env: plainEnvironment() },
+      { name: this.#name, program: process.execPath, args: this.#args, ready, env: plainEnvironment(this.#env) },
       signal,
     );
   }

@@ -149,6 +149,12 @@ export class Layer implements FetchTarget, LayerFile {
     return buffer;
   }
 
+  /** Fetches the span as though it were read: a reader of another node waits for it. Aborting ends this wait alone. @throws LayerReadError */
+  async hurry(span: number, signal: AbortSignal): Promise<void> {
+    await this.open();
+    await this.#context.scheduler().ensure(this, span, span, signal);
+  }
+
   /** The span's payload, as peers get it; undefined when it is not here. */
   async readPayload(span: number): Promise<Buffer | undefined> {
     await this.open();

@@ -47,6 +47,10 @@ export class LayerHolder implements SpanHolder {
     return await this.#shared(layer)?.readPayload(span);
   }
 
+  async hurry(layer: Digest, span: number, signal: AbortSignal): Promise<void> {
+    await this.#shared(layer)?.hurry(span, signal);
+  }
+
   onResident(listener: (layer: Digest, span: number) => void): () => void {
     this.#residentListeners.add(listener);
     return () => this.#residentListeners.delete(listener);

@@ -2,7 +2,14 @@ import type { Dispatcher } from 'undici';
 import type { Digest } from '#shared/digest/digest.ts';
 import type { NodeRecord } from '#shared/distribution/messages.ts';
 import { ResidencyReader, type ResidencyChange } from '#shared/distribution/residency-frames.ts';
-import { formatSpanRuns, FrameReader, PACKED_SPANS, type SpanFrame } from '#shared/distribution/span-frames.ts';
+import {
+  DEMAND_HEADER,
+  formatSpanRuns,
+  FrameReader,
+  PACKED_SPANS,
+  PLAIN_SPANS,
+  type SpanFrame,
+} from '#shared/distribution/span-frames.ts';
 import { newHttpAgent } from '#shared/http/http-agent.ts';
 import { releaseBytes } from './release-bytes.ts';
 
@@ -55,6 +62,10 @@ export class PeerClient {
       readonly layer: Digest;
       readonly capability: string;
       readonly spans: readonly number[];
+      /** Whether they may come packed. */
+      readonly packed: boolean;
+      /** Whether a reader waits for them. */
+      readonly demand: boolean;
       readonly expected: (span: number) => number | undefined;
       /** The answer has begun: what was on its way to the peer is there. */
       readonly begun: () => void;
@@ -68,7 +79,11 @@ export class PeerClient {
     const take = (chunk: Uint8Array) => {
       for (const frame of parsed(peer, () => reader.push(chunk))) taken(frame);
     };
-    await this.#get(peer, path, ask.capability, take, signal, ask.begun);
+    const headers = {
+      accept: ask.packed ? PACKED_SPANS : PLAIN_SPANS,
+      ...(ask.demand ? { [DEMAND_HEADER]: '1' } : {}),
+    };
+    await this.#get(peer, path, ask.capability, take, signal, { headers, begun: ask.begun });
     parsed(peer, () => reader.end());
   }
 
@@ -98,7 +113,7 @@ export class PeerClient {
     capability: string,
     take: (chunk: Uint8Array) => void,
     signal: AbortSignal,
-    started: () => void = () => {},
+    { headers: more, begun: began }: { readonly headers?: Record<string, string>; readonly begun?: () => void } = {},
   ): Promise<void> {
     signal.throwIfAborted();
     const host = peer.host.includes(':') ? `[${peer.host}]` : peer.host;
@@ -122,7 +137,7 @@ export class PeerClient {
           origin: `${peer.tls ? 'https' : 'http'}://${host}:${peer.port}`,
           path,
           method: 'GET',
-          headers: { accept: PACKED_SPANS, authorization: `Kindling ${capability}` },
+          headers: { ...more, authorization: `Kindling ${capability}` },
         },
         {
           onRequestStart: (controller) => {
@@ -131,7 +146,7 @@ export class PeerClient {
           },
           onResponseStart: (_, status, headers) => {
             begun = true;
-            if (status === 200) started();
+            if (status === 200) began?.();
             else refused = statusError(peer, status, headers['x-retry-after-ms']);
           },
           onResponseData: (_, chunk) => {

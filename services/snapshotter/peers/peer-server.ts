@@ -5,7 +5,13 @@ import type { KeyObject } from 'node:crypto';
 import { isDigest, type Digest } from '#shared/digest/digest.ts';
 import type { Capability } from '#shared/distribution/capability.ts';
 import { DISTRIBUTION_LIMITS, type NodeRecord } from '#shared/distribution/messages.ts';
-import { frameHeader, PACKED_SPANS, parseSpanRuns, PLAIN_SPANS } from '#shared/distribution/span-frames.ts';
+import {
+  DEMAND_HEADER,
+  frameHeader,
+  PACKED_SPANS,
+  parseSpanRuns,
+  PLAIN_SPANS,
+} from '#shared/distribution/span-frames.ts';
 import { createServer } from '#shared/http/node-http.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
 import { CapabilityChecks } from './capability-checks.ts';
@@ -23,10 +29,14 @@ export interface PeerServerOptions {
   readonly port: number;
   readonly holder: SpanHolder;
   readonly packed: PackedSpans;
+  /** Whether spans are packed for those who ask for that. */
+  readonly packs: boolean;
   /** Whose capabilities count; undefined = nobody's yet. */
   readonly publicKey: () => KeyObject | undefined;
   /** Whether the span is on its way here, so that whoever asks for it may wait. */
   readonly arriving: (layer: Digest, span: number) => boolean;
+  /** A reader of another node waits for a span that is on its way here, until the signal. */
+  readonly demanded: (layer: Digest, span: number, until: AbortSignal) => void;
   /** Somebody follows what we have of the layer: it is a neighbour of ours as well. */
   readonly followed: (layer: Digest, by: NodeRecord) => void;
   readonly bytesPerS: number;
@@ -121,8 +131,9 @@ export class PeerServer implements AsyncDisposable {
       if (runs === undefined) return this.#follow(response, layer, capability);
       const spans = parseSpanRuns(runs, SPANS_PER_REQUEST);
       if (spans === undefined) return this.#end(response, 400, 'malformed');
-      const packs = request.headers.accept === PACKED_SPANS;
-      await this.#spans(response, { layer, spans, packs }, signal);
+      const packs = this.#options.packs && request.headers.accept === PACKED_SPANS;
+      const demand = request.headers[DEMAND_HEADER] !== undefined;
+      await this.#spans(response, { layer, spans, packs, demand }, signal);
     } catch (error) {
       if (!gone.signal.aborted && !this.#stopping.signal.aborted) {
         this.#options.logger.debug({ err: error }, 'Cannot serve a peer');
@@ -140,14 +151,19 @@ export class PeerServer implements AsyncDisposable {
 
   async #spans(
     response: ServerResponse,
-    { layer, spans, packs }: { readonly layer: Digest; readonly spans: readonly number[]; readonly packs: boolean },
+    {
+      layer,
+      spans,
+      packs,
+      demand,
+    }: { readonly layer: Digest; readonly spans: readonly number[]; readonly packs: boolean; readonly demand: boolean },
     signal: AbortSignal,
   ): Promise<void> {
     const { holder, metrics } = this.#options;
     const held = holder.get(layer);
     if (held === undefined || held.spanCount > DISTRIBUTION_LIMITS.spans) return this.#end(response, 404, 'not-here');
     // Before a slot is taken: nobody who could be served now stands behind one who waits.
-    if (!(await this.#arrived(layer, spans, signal))) return this.#busy(response);
+    if (!(await this.#arrived(layer, spans, demand, signal))) return this.#busy(response);
     using slot = await this.#slots.take(signal);
     if (slot === undefined) return this.#busy(response);
     response.writeHead(200, { 'content-type': packs ? PACKED_SPANS : PLAIN_SPANS });
@@ -199,13 +215,15 @@ export class PeerServer implements AsyncDisposable {
   }
 
   /** Waits for those of the spans that are on their way here. False: too many wait already. */
-  async #arrived(layer: Digest, spans: readonly number[], signal: AbortSignal): Promise<boolean> {
-    const { holder, arriving } = this.#options;
+  async #arrived(layer: Digest, spans: readonly number[], demand: boolean, signal: AbortSignal): Promise<boolean> {
+    const { holder, arriving, demanded } = this.#options;
     const missing = new Set(spans.filter((span) => !holder.has(layer, span) && arriving(layer, span)));
     if (missing.size === 0) return true;
     if (this.#waiting >= WAITING_REQUESTS) return false;
     this.#waiting++;
-    const until = AbortSignal.any([signal, AbortSignal.timeout(ARRIVAL_MS)]);
+    const over = new AbortController();
+    const until = AbortSignal.any([signal, over.signal, AbortSignal.timeout(ARRIVAL_MS)]);
+    if (demand) for (const span of missing) demanded(layer, span, until);
     try {
       await new Promise<void>((resolve) => {
         const stop = holder.onResident((other, span) => {
@@ -229,6 +247,7 @@ export class PeerServer implements AsyncDisposable {
       return true;
     } finally {
       this.#waiting--;
+      over.abort();
     }
   }
 

@@ -38,6 +38,12 @@ export const peerSettings = {
     unit: 'bytes/s',
     help: 'What other nodes get from this one at most; 0 = no limit',
   },
+  peerPacking: {
+    env: 'KINDLING_PEER_PACKING',
+    schema: z.enum(['auto', 'always', 'never']),
+    default: 'auto',
+    help: 'Whether contents travel packed between nodes, which takes less of links and more of processors: always, never, or auto = as they come sooner',
+  },
   zone: {
     env: 'KINDLING_ZONE',
     schema: z.string().max(64),

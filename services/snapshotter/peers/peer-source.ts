@@ -5,6 +5,8 @@ import type { DeliverSpan, FetchPriority, SpanRequest, SpanSource } from '../lay
 import { Swarm, type SwarmDeps } from './swarm.ts';
 
 const MiB = 1024 * 1024;
+/** Spans for readers of other nodes at a time. */
+const HURRIED = 4;
 /** Layers that are fetched together with others at a time; each has a few connections. Further ones come from the registry. */
 const SWARMS = 256;
 
@@ -16,6 +18,7 @@ export class PeerSource implements SpanSource {
   readonly name = 'peer';
   readonly #swarms = new Map<Digest, Swarm>();
   readonly #deps: Omit<SwarmDeps, 'idle'>;
+  #hurried = 0;
   #closed = false;
 
   constructor(deps: Omit<SwarmDeps, 'idle'>) {
@@ -48,6 +51,20 @@ export class PeerSource implements SpanSource {
 
   arriving(layer: Digest, span: number): boolean {
     return this.#swarms.get(layer)?.arriving(span) === true;
+  }
+
+  /**
+   * A reader of another node waits for what this one reads for all: until the signal it is as urgent as though it were read here. Only
+   * so much at a time, so that those who read here do not wait for others.
+   */
+  demanded(layer: Digest, span: number, until: AbortSignal): void {
+    if (this.#hurried >= HURRIED || this.#swarms.get(layer)?.reads(span) !== true) return;
+    this.#hurried++;
+    // Whether it comes is seen by whoever waits for it.
+    void this.#deps.holder
+      .hurry(layer, span, until)
+      .catch(() => undefined)
+      .finally(() => this.#hurried--);
   }
 
   followed(layer: Digest, by: NodeRecord): void {

@@ -8,6 +8,7 @@ import type { SpanSource } from '../layers/span-source.ts';
 import { BadPeers } from './bad-peers.ts';
 import { DistributorLink } from './distributor-link.ts';
 import { PackedSpans } from './packed-spans.ts';
+import { PackingChoice } from './packing-choice.ts';
 import { PeerClient } from './peer-client.ts';
 import { PeerMetrics } from './peer-metrics.ts';
 import { PeerServer } from './peer-server.ts';
@@ -64,8 +65,10 @@ export class Peers implements AsyncDisposable {
         ...values.peerListen,
         holder,
         packed,
+        packs: values.peerPacking !== 'never',
         publicKey: () => link?.publicKey,
         arriving: (layer, span) => source?.arriving(layer, span) === true,
+        demanded: (layer, span, until) => source?.demanded(layer, span, until),
         followed: (layer, by) => source?.followed(layer, by),
         bytesPerS: values.peerUploadRate,
         tls,
@@ -100,6 +103,7 @@ export class Peers implements AsyncDisposable {
       authorizationOf: (repository, signal) => registry.authorizationOf(repository, signal),
       holder,
       packed,
+      packing: new PackingChoice(values.peerPacking),
       claims: bus.claims,
       badPeers: new BadPeers(),
       pace: new TransferPace(),

@@ -43,6 +43,7 @@ export class RegistryReads {
       progressMs: options.progressMs,
       isWanted: (span) => calls.has(span) && !this.#reading.has(span),
       fetching: (fetching) => deps.outbox.say(layer, map.spanCount, { fetching }),
+      elsewhere: (released) => deps.outbox.say(layer, map.spanCount, { released }),
       stopping,
     });
   }

@@ -28,6 +28,7 @@ const map: SpanMap = {
 function node(claims: Claims, options: { readonly progressMs?: number; readonly together?: boolean } = {}) {
   const reads: (readonly number[])[] = [];
   const fetching: (readonly number[])[] = [];
+  const elsewhere: (readonly number[])[] = [];
   const here = new Set<number>([3]);
   const turns = new StreamTurns(map, {
     claims,
@@ -35,6 +36,7 @@ function node(claims: Claims, options: { readonly progressMs?: number; readonly 
     progressMs: () => options.progressMs ?? performance.now(),
     isWanted: (span) => !here.has(span),
     fetching: (spans) => fetching.push(spans),
+    elsewhere: (spans) => elsewhere.push(spans),
     stopping: new AbortController().signal,
   });
   let release = () => {};
@@ -43,16 +45,23 @@ function node(claims: Claims, options: { readonly progressMs?: number; readonly 
     reads.push(spans);
     await held;
   };
-  return { turns, reads, fetching, release, read: async (spans: readonly number[]) => await turns.read(spans, read) };
+  return {
+    turns,
+    reads,
+    fetching,
+    elsewhere,
+    release,
+    read: async (spans: readonly number[]) => await turns.read(spans, read),
+  };
 }
 
 test('what can be had alone is read as it is asked for, and of a stream all that is wanted', async () => {
   await using bus = new LocalBus();
-  const { read, reads, fetching, release } = node(bus.claims);
+  const { read, reads, fetching, elsewhere, release } = node(bus.claims);
   release();
   await read([0, 1, 2, 6]);
   assert.deepEqual(reads, [[0, 1], [6], [2, 4, 5]]);
-  assert.deepEqual(fetching, [[2, 4, 5]]);
+  assert.deepEqual([fetching, elsewhere], [[[2, 4, 5]], []]);
 });
 
 test('one node reads a stream at a time, and the next one when that has ended', async () => {
@@ -61,8 +70,8 @@ test('one node reads a stream at a time, and the next one when that has ended', 
   const second = node(bus.claims);
   const reading = first.read([4]);
   while (first.reads.length === 0) await new Promise(setImmediate);
-  await second.read([5]);
-  assert.deepEqual(second.reads, []);
+  await second.read([4, 5]);
+  assert.deepEqual([second.reads, second.elsewhere], [[], [[4, 5]]]);
   assert.equal(second.turns.isElsewhere(2), true);
   assert.equal(second.turns.isElsewhere(6), false);
   assert.equal(first.turns.isElsewhere(2), false);

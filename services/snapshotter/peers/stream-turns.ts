@@ -18,6 +18,8 @@ export interface StreamTurnsDeps {
   readonly isWanted: (span: number) => boolean;
   /** These are being read now. */
   readonly fetching: (spans: readonly number[]) => void;
+  /** These are not, since another node reads their stream: it is to be asked. */
+  readonly elsewhere: (spans: readonly number[]) => void;
   readonly stopping: AbortSignal;
 }
 
@@ -45,28 +47,36 @@ export class StreamTurns {
   /** Has the spans read (`read` takes adjacent ones), and with each part of a stream all of it; nothing where another node does that. */
   async read(spans: readonly number[], read: (spans: readonly number[]) => Promise<void>): Promise<void> {
     const alone = spans.filter((span) => this.#map.streamOf(span) === undefined);
-    const streams = new Map(
-      spans.flatMap((span) => [this.#map.streamOf(span) ?? []]).map(([first, last]) => [first, last]),
+    const streams = Map.groupBy(
+      spans.filter((span) => this.#map.streamOf(span) !== undefined),
+      (span) => this.#map.streamOf(span)?.[0] ?? span,
     );
     const parts = Array.from(adjacentRuns(alone, this.#map, Infinity), async (run) => await read(run));
-    for (const [first, last] of streams) {
-      if (first !== undefined && last !== undefined) parts.push(this.#readStream(first, last, read));
+    for (const [first, asked] of streams) {
+      const last = this.#map.streamOf(first)?.[1] ?? first;
+      parts.push(
+        this.#readStream(first, last, read).then((isOurs) => {
+          if (!isOurs) this.#deps.elsewhere(asked);
+        }),
+      );
     }
     await Promise.all(parts);
   }
 
-  async #readStream(first: number, last: number, read: (spans: readonly number[]) => Promise<void>): Promise<void> {
-    if (this.#isOut(first)) return;
+  /** False: another node reads it. */
+  async #readStream(first: number, last: number, read: (spans: readonly number[]) => Promise<void>): Promise<boolean> {
+    if (this.#isOut(first)) return false;
     const isOurs = this.#states.get(first) === 'ours';
     const claim = isOurs ? undefined : await this.#claim(first);
-    if (claim === 'elsewhere') return;
+    if (claim === 'elsewhere') return false;
     try {
       this.#states.set(first, 'ours');
       const spans: number[] = [];
       for (let span = first; span <= last; span++) if (this.#deps.isWanted(span)) spans.push(span);
-      if (spans.length === 0) return;
+      if (spans.length === 0) return true;
       this.#deps.fetching(spans);
       await read(spans);
+      return true;
     } finally {
       if (!isOurs) this.#states.delete(first);
       await claim?.[Symbol.asyncDispose]();

@@ -8,15 +8,17 @@ import type { DeliverSpan, LayerOrigin, SpanBytes, SpanRequest, SpanSource } fro
 import type { BadPeers } from './bad-peers.ts';
 import type { DistributorLink } from './distributor-link.ts';
 import { Membership } from './membership.ts';
-import { Neighbourhood, type Neighbour } from './neighbourhood.ts';
+import { Neighbourhood } from './neighbourhood.ts';
 import type { PackedSpans } from './packed-spans.ts';
-import { PeerError, type PeerClient } from './peer-client.ts';
+import type { PackingChoice } from './packing-choice.ts';
+import type { PeerClient } from './peer-client.ts';
 import type { PeerMetrics } from './peer-metrics.ts';
+import { PeerTransfers } from './peer-transfers.ts';
 import type { SpanHolder } from './span-holder.ts';
 import { adjacentRuns } from './adjacent-runs.ts';
 import { RegistryReads, type Work } from './registry-reads.ts';
 import type { SourceRates } from './source-rates.ts';
-import { SpanPicker, type Pick } from './span-picker.ts';
+import { SpanPicker } from './span-picker.ts';
 import { SwarmCalls } from './swarm-calls.ts';
 import { SWARM_LIMITS } from './swarm-limits.ts';
 import type { TransferPace } from './transfer-pace.ts';
@@ -31,6 +33,7 @@ export interface SwarmDeps {
   readonly holder: SpanHolder;
   readonly claims: Claims;
   readonly packed: PackedSpans;
+  readonly packing: PackingChoice;
   readonly badPeers: BadPeers;
   readonly pace: TransferPace;
   readonly rates: SourceRates;
@@ -62,12 +65,11 @@ export class Swarm {
   readonly #neighbours: Neighbourhood;
   readonly #membership: Membership;
   readonly #reads: RegistryReads;
+  readonly #transfers: PeerTransfers;
   readonly #works = new Set<Work>();
   /** Who sent a span that is not verified yet, and when. */
   readonly #senders = new Map<number, Sent>();
   readonly #located = new Map<number, number>();
-  /** Wanted again, since the neighbour that was asked lets us wait for them too long. */
-  readonly #late = new Set<number>();
   readonly #stopping = new AbortController();
   readonly #running = new Set<Promise<void>>();
   readonly #stops: (() => void)[];
@@ -132,6 +134,20 @@ export class Swarm {
       ended: () => this.#pumpSoon(),
       stopping: this.#stopping.signal,
     });
+    this.#transfers = new PeerTransfers({
+      layer,
+      map,
+      deps,
+      calls: this.#calls,
+      picker: this.#picker,
+      works: this.#works,
+      neighbours: this.#neighbours,
+      capability: () => this.#membership.capability,
+      delivered: (span, bytes, node, packed) => void this.#delivered(span, bytes, node, packed),
+      // Whoever said where it is is asked again soon.
+      absent: (span) => this.#located.set(span, performance.now() - SWARM_LIMITS.stallMs + SWARM_LIMITS.absentMs),
+      ended: () => this.#pumpSoon(),
+    });
     this.#stops = [
       deps.link.onLease(layer, (spans) => this.#leased(spans)),
       deps.link.onEpoch(() => {
@@ -172,6 +188,7 @@ export class Swarm {
   /** A reader waits for the span now. */
   urgent(span: number): void {
     if (!this.#calls.has(span)) return;
+    this.#transfers.urgent(span);
     this.#picker.want(span, true);
     this.#pumpSoon();
   }
@@ -186,6 +203,11 @@ export class Swarm {
   /** Whether the span is on its way here: a peer that asks for it may wait. */
   arriving(span: number): boolean {
     return this.#calls.has(span) || this.#senders.has(span);
+  }
+
+  /** Whether the span is being read from the registry here, or was and is not verified yet: then whoever waits for it waits for this node. */
+  reads(span: number): boolean {
+    return this.#reads.has(span) || this.#senders.get(span)?.node === REGISTRY;
   }
 
   /** A node follows what we have: we follow it as well. */
@@ -222,7 +244,7 @@ export class Swarm {
     const now = performance.now();
     const { capability } = this.#membership;
     for (let pick = capability && this.#picker.pick(now); pick; pick = this.#picker.pick(now)) {
-      this.#track(this.#transfer(pick));
+      this.#track(this.#transfers.take(pick));
     }
     if (this.#decidesAlone()) this.#readAlone();
     else if (!this.#membership.isJoining) {
@@ -230,7 +252,7 @@ export class Swarm {
       this.#locate(now, this.#picker.nowhere(DISTRIBUTION_LIMITS.located, true));
       // Nothing is under way: what only slow neighbours have is looked for elsewhere.
       if (this.#works.size === 0) this.#locate(now, this.#picker.slowOnly(SWARM_LIMITS.located));
-      this.#locate(now, this.#stillLate());
+      this.#locate(now, this.#transfers.late(SWARM_LIMITS.located));
     }
     const restMs = this.#picker.nextRestMs(now);
     if (restMs !== undefined) setTimeout(() => this.#pumpSoon(), Math.ceil(restMs - now)).unref();
@@ -291,7 +313,8 @@ export class Swarm {
   }
 
   #leased(spans: readonly number[]): void {
-    this.#waiting = false;
+    // It would be given again at once what it cannot read now.
+    if (!spans.every((span) => this.#reads.isElsewhere(span))) this.#waiting = false;
     const { holder, outbox } = this.#deps;
     // Also what is in flight from a peer: a lease means that nobody has it, so that peer waits for it as well, maybe for us.
     const mine = spans.filter((span) => this.#calls.has(span) && !this.#reads.has(span));
@@ -302,101 +325,6 @@ export class Swarm {
     for (const run of adjacentRuns(mine, this.#map, SWARM_LIMITS.aloneRunBytes))
       this.#track(this.#reads.read(run, 'lease'));
     this.#pumpSoon();
-  }
-
-  async #transfer(pick: Pick<string>): Promise<void> {
-    const { client, metrics, pace, rates } = this.#deps;
-    const neighbour = this.#neighbours.get(pick.neighbour);
-    const { capability } = this.#membership;
-    if (neighbour === undefined || capability === undefined) {
-      this.#picker.ended(pick, pick.spans);
-      return;
-    }
-    const { record } = neighbour;
-    const work: Work = { missing: new Set(pick.spans), abort: new AbortController() };
-    this.#works.add(work);
-    let hedged = false;
-    const startMs = performance.now();
-    // Until then it may wait for the spans itself, which is nothing that its link could help.
-    let begunMs: number | undefined;
-    const hedge = () => {
-      hedged = true;
-      metrics.hedged.inc();
-      const now = performance.now();
-      if (begunMs !== undefined || now - neighbour.heardMs > SWARM_LIMITS.silentMs) {
-        rates.atMost(record.node, pick.bytes, now - (begunMs ?? startMs));
-      }
-      for (const span of work.missing) {
-        this.#picker.release(span);
-        this.#late.add(span);
-      }
-      this.#pumpSoon();
-    };
-    const timer = setTimeout(hedge, pace.hedgeMs);
-    let restUntilMs = 0;
-    let outcome = 'received';
-    let bytesCame = 0;
-    try {
-      const ask = {
-        layer: this.layer,
-        capability,
-        spans: pick.spans,
-        expected: (span: number) => (span < this.#map.spanCount ? this.#map.payloadLength(span) : undefined),
-        begun: () => {
-          begunMs = performance.now();
-        },
-      };
-      await client.spans(
-        record,
-        ask,
-        (frame) => {
-          const { span } = frame;
-          if (frame.form === 'absent') {
-            this.#picker.mark(record.node, span, false);
-            outcome = 'absent';
-            this.#neighbours.absent(record.node);
-            // Whoever said so is asked again soon.
-            this.#located.set(span, performance.now() - SWARM_LIMITS.stallMs + SWARM_LIMITS.absentMs);
-            return;
-          }
-          const { form, bytes } = frame;
-          work.missing.delete(span);
-          bytesCame += bytes.length;
-          metrics.received.inc(bytes.length);
-          // A copy, since these go to another thread; kept for others once they are verified.
-          const packed = form === 'packed' && this.#calls.has(span) ? Uint8Array.from(bytes) : undefined;
-          void this.#delivered(span, { form, bytes }, record.node, packed);
-          if (!hedged) timer.refresh();
-        },
-        work.abort.signal,
-      );
-      neighbour.failures = 0;
-      if (bytesCame > 0) neighbour.absent = 0;
-      if (outcome === 'received') pace.took(performance.now() - startMs);
-    } catch (error) {
-      outcome = this.#failed(neighbour, error, work.abort.signal.aborted);
-      const afterMs = error instanceof PeerError && error.code === 'busy' ? error.retryAfterMs : 500;
-      if (outcome !== 'superseded') restUntilMs = performance.now() + afterMs * (0.75 + Math.random() / 2);
-    } finally {
-      clearTimeout(timer);
-      if (bytesCame > 0) rates.took(record.node, bytesCame, performance.now() - (begunMs ?? startMs));
-      this.#works.delete(work);
-      metrics.requests.inc({ outcome });
-      this.#picker.ended(pick, hedged ? [] : [...work.missing].filter((span) => this.#calls.has(span)), restUntilMs);
-      for (const span of work.missing) if (!this.#calls.has(span)) this.#picker.unwant(span);
-      this.#pumpSoon();
-    }
-  }
-
-  #failed(neighbour: Neighbour, error: unknown, aborted: boolean): string {
-    const { node } = neighbour.record;
-    if (aborted) return 'superseded';
-    if (error instanceof PeerError && error.code === 'busy') return 'busy';
-    this.#deps.logger.debug({ err: error, node }, 'A transfer failed');
-    if (error instanceof PeerError && error.code === 'malformed') {
-      this.#neighbours.block(node);
-    } else if (++neighbour.failures >= 2) this.#neighbours.drop(node);
-    return error instanceof PeerError ? error.code : 'failed';
   }
 
   #delivered(span: number, bytes: SpanBytes, node: string, packed?: Uint8Array): Promise<void> | undefined {
@@ -426,11 +354,6 @@ export class Swarm {
   }
 
   /** Asks who else has what no neighbour has that is fast enough; what nobody has is leased to us. */
-  #stillLate(): number[] {
-    for (const span of this.#late) if (!this.#picker.isWanted(span)) this.#late.delete(span);
-    return [...this.#late].slice(0, SWARM_LIMITS.located);
-  }
-
   #locate(now: number, wanted: readonly number[]): void {
     const spans = wanted.filter((span) => now - (this.#located.get(span) ?? -Infinity) > SWARM_LIMITS.stallMs);
     // Before it has joined nobody would give it anything.
