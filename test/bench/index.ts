@@ -115,7 +115,7 @@ async function measure(
     const { stdout } = await execute(
       process.execPath,
       [...NODE_OPTIONS, resolve(import.meta.dirname, 'index-child.ts'), blob, digest],
-      { signal, env: { ...process.env, NODE_COMPILE_CACHE: resolve('node_modules/.cache/compile') } },
+      { signal },
     );
     const run = JSON.parse(stdout) as IndexRun;
     assert.equal(run.diffId, diffId, `${name}: the indexer has seen another tar than ${unpack}`);

@@ -13,6 +13,8 @@ import type { Bench, BenchOptions, BenchValues } from './bench.ts';
 const NOT_BENCHES = new Set(['main', 'bench', 'table']);
 
 process.chdir(resolve(import.meta.dirname, '../..'));
+// As an installed node has it: compiled modules are kept.
+process.env['NODE_COMPILE_CACHE'] ??= resolve('node_modules/.cache/compile');
 const [name, ...args] = process.argv.slice(2);
 const benches = (await readdir(import.meta.dirname))
   .filter((file) => file.endsWith('.ts'))

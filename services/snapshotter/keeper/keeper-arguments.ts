@@ -31,9 +31,18 @@ const KEEPER_FLAGS = ['--max-semi-space-size=1', '--max-old-space-size=24', '--d
 
 /**
  * Flags of node for the agent. A small young generation: V8's default would let it grow by some 30 MiB. The collector is exposed for
- * MemoryTrimmer; a flag that is set later would make every compiled module in the cache worthless.
+ * MemoryTrimmer. A start takes a second: V8 must not use a processor meanwhile to mark the whole heap, as it would whenever that has
+ * grown by a few MiB, nor to compile for the long run what has run a moment. A flag that is set later would make every compiled module
+ * in the cache worthless.
  */
-export const AGENT_FLAGS = ['--disable-warning=ExperimentalWarning', '--max-semi-space-size=4', '--expose-gc'] as const;
+export const AGENT_FLAGS = [
+  '--disable-warning=ExperimentalWarning',
+  '--max-semi-space-size=4',
+  '--expose-gc',
+  '--initial-old-space-size=32',
+  '--invocation-count-for-turbofan=30000',
+  '--wasm-tiering-budget=200000000',
+] as const;
 
 /** The arguments for `process.execPath` that start a keeper. */
 export function keeperCommand(
