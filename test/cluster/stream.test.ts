@@ -9,7 +9,8 @@ import { encodeLayerIndex } from '#shared/layer/index-codec.ts';
 import type { IndexSource } from '#shared/indexes/index-source.ts';
 import { fakeMember, fakeTar } from '#shared/layer/fake-layer.ts';
 import { CountedRegistry, type CountedLayer } from './counted-registry.ts';
-import { localCluster } from './local-cluster.ts';
+import { localCluster, RealServers } from './local-cluster.ts';
+import type { SharingNodeOptions } from './sharing-node.ts';
 
 const MiB = 1024 * 1024;
 const NODES = 3;
@@ -37,15 +38,17 @@ async function frameLayer(
   return { layer, indexes: [{ find: async () => index }] };
 }
 
-test('nodes that start a layer of one zstd frame at once read its blob once, and all get the same bytes', async ({
-  signal,
-}) => {
-  const { layer, indexes } = await frameLayer(signal);
+/** All nodes at once: the registry gives the blob once, and all get the same bytes. */
+async function startTogether(
+  layer: CountedLayer,
+  options: Partial<SharingNodeOptions>,
+  servers: RealServers | undefined,
+  signal: AbortSignal,
+): Promise<void> {
   await using registry = await CountedRegistry.start([layer]);
-  await using cluster = await localCluster(signal);
-  const nodes = await Promise.all(Array.from({ length: NODES }, async () => await cluster.node({ indexes })));
+  await using cluster = await localCluster(signal, ['*'], servers);
+  const nodes = await Promise.all(Array.from({ length: NODES }, async () => await cluster.node(options)));
   const reference = registry.reference(layer);
-  await Promise.all(nodes.map(async (node) => await node.provide(reference, signal)));
   // Without a distributor each would read for itself.
   while (!nodes.every((node) => node.peers.link.up)) await sleep(20, undefined, { signal });
   await Promise.all(nodes.map(async (node) => await node.fetchAll(reference, signal)));
@@ -55,11 +58,12 @@ test('nodes that start a layer of one zstd frame at once read its blob once, and
   assert.ok(registry.bytes <= 2 * layer.sizeBytes, `${registry.bytes} bytes of a blob of ${layer.sizeBytes}`);
 
   // Nobody to share with: by itself.
+  if (options.indexes === undefined) return;
   await cluster.stopDistributor();
-  const alone = await cluster.node({ indexes });
+  const alone = await cluster.node(options);
   await alone.fetchAll(reference, signal);
   assert.ok(digests.has(await alone.imageDigest(layer.digest, signal)));
-});
+}
 
 test('a node that reads a stream in no hurry hurries when a reader of another node waits for it', async ({
   signal,
@@ -84,19 +88,27 @@ test('a node that reads a stream in no hurry hurries when a reader of another no
   assert.ok(registry.bytes < 1.5 * layer.sizeBytes, `${registry.bytes} bytes of a blob of ${layer.sizeBytes}`);
 });
 
-test('nodes that start a layer which nobody has indexed read its blob once, and wait for the index', async ({
-  signal,
-}) => {
-  const members = Array.from({ length: 6 }, (_, i) => fakeMember(`noise-${i}`, 'file', randomBytes(MiB)));
-  const layer = plainLayer(gzipSync(fakeTar(members), { level: 1 }), 'gzip');
-  await using registry = await CountedRegistry.start([layer]);
-  await using cluster = await localCluster(signal);
-  const nodes = await Promise.all(
-    Array.from({ length: NODES }, async () => await cluster.node({ sharesIndexes: true })),
-  );
-  const reference = registry.reference(layer);
-  await Promise.all(nodes.map(async (node) => await node.fetchAll(reference, signal)));
-  const digests = new Set(await Promise.all(nodes.map(async (node) => await node.imageDigest(layer.digest, signal))));
-  assert.equal(digests.size, 1);
-  assert.ok(registry.bytes <= 2 * layer.sizeBytes, `${registry.bytes} bytes of a blob of ${layer.sizeBytes}`);
-});
+/** Nodes that have nothing in common but the servers of a cluster, as well as those of one process. */
+for (const [kind, start] of [
+  ['within one process', async () => undefined],
+  ['over NATS and Redis', async (signal: AbortSignal) => await RealServers.start(signal)],
+] as const) {
+  const skip = kind === 'over NATS and Redis' ? RealServers.missing() : false;
+
+  test(`${kind}: nodes that start a layer which nobody has indexed read its blob once, and wait for the index`, {
+    skip,
+  }, async ({ signal }) => {
+    const members = Array.from({ length: 6 }, (_, i) => fakeMember(`noise-${i}`, 'file', randomBytes(MiB)));
+    const layer = plainLayer(gzipSync(fakeTar(members), { level: 1 }), 'gzip');
+    await using servers = await start(signal);
+    await startTogether(layer, { sharesIndexes: true }, servers, signal);
+  });
+
+  test(`${kind}: nodes that start a layer of one zstd frame read its blob once, and all get the same bytes`, {
+    skip,
+  }, async ({ signal }) => {
+    const { layer, indexes } = await frameLayer(signal);
+    await using servers = await start(signal);
+    await startTogether(layer, { indexes }, servers, signal);
+  });
+}
