@@ -96,9 +96,13 @@ export class AimedKills {
     await this.#untilServing(second, diedAtMs, signal);
     // The keeper says one thing after the other: what it said of the second is here as well.
     const third = await this.#serving();
-    await this.#until('the keeper to say that an agent serves', signal, () => this.#hasServed(third) || undefined);
+    await this.#until(
+      'the keeper to say that an agent serves',
+      signal,
+      () => this.#kindling.hasServed(third) || undefined,
+    );
     this.kills.push({ kind: 'anything', inside: true, gapMs: undefined });
-    await this.#record('take-over', !this.#hasServed(second), diedAtMs, signal);
+    await this.#record('take-over', !this.#kindling.hasServed(second), diedAtMs, signal);
   }
 
   /** Kills the agent or the one that is to replace it, while it is replaced. */
@@ -117,14 +121,14 @@ export class AimedKills {
       return found.length > 0 ? found : undefined;
     });
     const victim = pids[Math.floor(Math.random() * pids.length)] ?? old;
-    const served = this.#hasServed(victim);
+    const served = this.#kindling.hasServed(victim);
     const diedAtMs = await this.#kill(victim, 'reload', signal);
     await this.#until('one agent that serves', signal, async () => {
       const left = await this.#kindling.agentPids();
-      return (left.length === 1 && left[0] !== undefined && this.#hasServed(left[0])) || undefined;
+      return (left.length === 1 && left[0] !== undefined && this.#kindling.hasServed(left[0])) || undefined;
     });
     // The one that replaces the old one has not served, or the old one has not been replaced.
-    const inside = victim === old || !this.#hasServed(victim);
+    const inside = victim === old || !this.#kindling.hasServed(victim);
     await this.#record('reload', inside, served ? diedAtMs : undefined, signal);
   }
 
@@ -191,10 +195,6 @@ export class AimedKills {
   #story(): string {
     const events = this.#kindling.keeperEvents.slice(-20).map(({ message, agent }) => `${agent ?? ''} ${message}`);
     return `${events.join('\n')}\n${this.#kindling.log.slice(-4_000)}`;
-  }
-
-  #hasServed(pid: number): boolean {
-    return this.#kindling.keeperEvents.some(({ message, agent }) => agent === pid && message === 'The agent serves');
   }
 
   #count(message: string): number {

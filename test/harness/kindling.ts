@@ -98,6 +98,11 @@ export class TestKindling implements AsyncDisposable {
     return agents;
   }
 
+  /** Whether the keeper has said so. */
+  hasServed(pid: number): boolean {
+    return this.#events.some(({ message, agent }) => agent === pid && message === 'The agent serves');
+  }
+
   /** Kills the agent with -9 and returns its pid; the keeper starts the next one. */
   async killAgent(): Promise<number | undefined> {
     const pid = await this.agentPid();
@@ -110,7 +115,8 @@ export class TestKindling implements AsyncDisposable {
     for (;;) {
       signal.throwIfAborted();
       const pid = await this.agentPid();
-      if (pid !== undefined && pid !== old && (await isListening({ path: this.controlSocket }))) return;
+      // Not by its socket: that of one that was killed within a call on its own mounts takes connections until the call is answered.
+      if (pid !== undefined && pid !== old && this.hasServed(pid)) return;
       await sleep(20);
     }
   }
