@@ -1,6 +1,6 @@
 import { constants, zstdCompress } from 'node:zlib';
 import type { Digest } from '#shared/digest/digest.ts';
-import { releaseBytes } from './release-bytes.ts';
+import { releaseBytes } from '#shared/formats/release-bytes.ts';
 
 const MiB = 1024 * 1024;
 

@@ -11,7 +11,7 @@ import {
   type SpanFrame,
 } from '#shared/distribution/span-frames.ts';
 import { newHttpAgent } from '#shared/http/http-agent.ts';
-import { releaseBytes } from './release-bytes.ts';
+import { releaseBytes } from '#shared/formats/release-bytes.ts';
 
 export class PeerError extends Error {
   override readonly name = 'PeerError';

@@ -14,8 +14,8 @@ import {
 } from '#shared/distribution/span-frames.ts';
 import { createServer } from '#shared/http/node-http.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
+import { releaseBytes } from '#shared/formats/release-bytes.ts';
 import { CapabilityChecks } from './capability-checks.ts';
-import { releaseBytes } from './release-bytes.ts';
 import { ResidencyFeed } from './residency-feed.ts';
 import type { PackedSpans } from './packed-spans.ts';
 import type { PeerMetrics } from './peer-metrics.ts';
