@@ -140,6 +140,20 @@ export const HINDRANCES: readonly Scenario[] = [
       return [first, ...done];
     },
   },
+  {
+    name: 'the link of the node that reads from the registry for all slows down to 1 Mbit/s',
+    allowed: () => 2.6,
+    because: 'once by it, and once by those that do not wait for it',
+    play: async ({ cluster, victim, others, layer, link }, signal) => {
+      const slow = ended(victim, layer, signal);
+      await begun(victim, layer, signal);
+      await cluster.network.shape(victim.host, SLOW, signal);
+      const done = await all(others, layer, signal);
+      await cluster.network.shape(victim.host, link, signal);
+      await slow;
+      return [...done, await victim.fetchAll(layer, signal)];
+    },
+  },
   ...(['flips', 'truncates', 'stalls', 'lies'] as const).map(misbehaving),
   {
     name: 'the disk of a node is full',
