@@ -4,8 +4,8 @@ import type { AllowedRepositories } from '#shared/registry/allowed-repositories.
 import type { Descriptor } from '#shared/registry/manifest.ts';
 import type { RegistryClient } from '#shared/registry/registry-client.ts';
 import { referenceTo } from '#shared/registry/reference.ts';
-import { BlobsOfImages, type LayerBlobs } from './blobs-of-images.ts';
 import type { IndexRequest, IndexSource } from './index-source.ts';
+import { TrustedBlobs, type LayerBlobs } from './trusted-blobs.ts';
 
 /** Type of the artifact that refers to an image manifest, and of each of its blobs: one encoded index per layer. */
 export const INDEX_ARTIFACT_TYPE = `application/vnd.kindling.layer-index.v${INDEX_VERSION}`;
@@ -21,29 +21,20 @@ const LIMITS = {
 
 type Client = Pick<RegistryClient, 'referrers' | 'manifest' | 'blob' | 'putArtifact'>;
 
-/**
- * Layer indexes beside the image in its registry: they outlive the cluster and travel with a mirror.
- *
- * Layers are shared by digest over all images, and an index says what a layer holds. Whoever can push to a repository could so
- * redefine a layer that other images use: only repositories that the operator trusts are asked.
- */
+/** Layer indexes beside the image in its registry: they outlive the cluster and travel with a mirror. */
 export class RegistryIndexes implements IndexSource {
   readonly #client: Client;
-  readonly #trusted: AllowedRepositories;
-  readonly #found: BlobsOfImages;
+  readonly #found: TrustedBlobs;
 
   constructor(client: Client, trusted: AllowedRepositories, now?: () => number) {
     this.#client = client;
-    this.#trusted = trusted;
-    this.#found = new BlobsOfImages((...image) => this.#look(...image), now);
+    this.#found = new TrustedBlobs((...image) => this.#look(...image), trusted, now);
   }
 
   async find(request: IndexRequest, signal: AbortSignal): Promise<Uint8Array | undefined> {
-    const { repository, manifest, layer } = request;
-    if (manifest === undefined || !this.#trusted.allows(repository)) return undefined;
-    const blob = (await this.#found.get(repository, manifest)).get(layer);
+    const blob = await this.#found.find(request);
     if (blob === undefined) return undefined;
-    return await this.#client.blob(repository, blob, signal, { maxBytes: LIMITS.indexBytes });
+    return await this.#client.blob(request.repository, blob, signal, { maxBytes: LIMITS.indexBytes });
   }
 
   /** @returns whether it was not there yet. */

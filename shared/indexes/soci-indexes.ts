@@ -4,8 +4,8 @@ import type { AllowedRepositories } from '#shared/registry/allowed-repositories.
 import type { Descriptor } from '#shared/registry/manifest.ts';
 import { referenceTo } from '#shared/registry/reference.ts';
 import type { RegistryClient } from '#shared/registry/registry-client.ts';
-import { BlobsOfImages, type LayerBlobs } from './blobs-of-images.ts';
 import type { IndexRequest } from './index-source.ts';
+import { TrustedBlobs, type LayerBlobs } from './trusted-blobs.ts';
 
 /** Type of the configuration of a SOCI index manifest: version 1 refers to the image, version 2 is referred to by it. */
 export const SOCI_V1 = 'application/vnd.amazon.soci.index.v1+json';
@@ -35,26 +35,21 @@ export interface ZtocSource {
   find(request: IndexRequest, signal: AbortSignal): Promise<FoundZtoc | undefined>;
 }
 
-/**
- * SOCI indexes beside images in their registry, for repositories that the operator trusts: a zTOC says what a layer holds, and layers are
- * shared by digest over all images. That a manifest names its SOCI index by digest (version 2) binds it to that image only.
- */
+/** SOCI indexes beside images in their registry. That a manifest names its own by digest (version 2) binds it to that image only. */
 export class SociIndexes implements ZtocSource {
   readonly #client: Client;
-  readonly #trusted: AllowedRepositories;
-  readonly #found: BlobsOfImages;
+  readonly #found: TrustedBlobs;
 
   constructor(client: Client, trusted: AllowedRepositories, now?: () => number) {
     this.#client = client;
-    this.#trusted = trusted;
-    this.#found = new BlobsOfImages((...image) => this.#look(...image), now);
+    this.#found = new TrustedBlobs((...image) => this.#look(...image), trusted, now);
   }
 
   /** @throws RegistryError */
   async find(request: IndexRequest, signal: AbortSignal): Promise<FoundZtoc | undefined> {
-    const { repository, manifest, layer, sizeBytes } = request;
-    if (manifest === undefined || sizeBytes === undefined || !this.#trusted.allows(repository)) return undefined;
-    const blob = (await this.#found.get(repository, manifest)).get(layer);
+    const { repository, layer, sizeBytes } = request;
+    if (sizeBytes === undefined) return undefined;
+    const blob = await this.#found.find(request);
     if (blob === undefined) return undefined;
     const [ztoc, head] = await Promise.all([
       this.#client.blob(repository, blob, signal, { maxBytes: MAX_ZTOC_BYTES }),
