@@ -26,6 +26,7 @@ const lines = (output: Buffer): readonly string[] => output.toString().trim().sp
 const SIZES = {
   'aa.img': 3_000_001,
   'bb.img': 4096,
+  'once.img': 1_000_000,
   'empty.img': 0,
   'slow.img': 100_000,
   'bad.img': 8192,
@@ -98,6 +99,12 @@ function suite(transport: FuseTransport): void {
       );
       assert.ok(part.equals(patternBytes(1_234_567, 54_321)));
       assert.ok((await shell(directory, 'tail -c 10 aa.img')).equals(patternBytes(SIZES['aa.img'] - 10, 10)));
+    });
+
+    it('is asked for what is read, and not for what lies behind it', async () => {
+      const before = session.stats().bytes;
+      await shell(directory, 'dd if=once.img bs=4096 skip=100 count=1 status=none');
+      assert.equal(session.stats().bytes - before, 4096);
     });
 
     it('has nothing under other names, and nothing to write to', async () => {

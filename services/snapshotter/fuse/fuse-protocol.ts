@@ -62,6 +62,12 @@ const OPEN_FLAGS = 1 << 1;
 /** One request may ask for this much: 256 pages, the kernel's limit. */
 export const MAX_READ_BYTES = 1024 * 1024;
 const MAX_PAGES = MAX_READ_BYTES / 4096;
+/**
+ * Of the files here the kernel asks for what is read and no more. Reading ahead is for EROFS, which knows where a file ends; here it would
+ * take what other files have behind it, have it fetched, and keep the reader waiting for it. No less than a page: at 0 the kernel asks
+ * page by page.
+ */
+export const READ_AHEAD_BYTES = 4096;
 /** Requests of the kernel that may run in the background (read-ahead), and how many make it hold new ones back. */
 export const BACKGROUND_LIMITS = { most: 64, congested: 48 } as const;
 /** Files never change; a name that is taken away is invalidated. */
@@ -128,7 +134,7 @@ export function initReply(request: Buffer, init: InitRequest): Buffer {
   const at = OUT_HEADER_BYTES;
   message.writeUInt32LE(7, at);
   message.writeUInt32LE(Math.min(init.minor, 40), at + 4);
-  message.writeUInt32LE(Math.max(init.maxReadahead, MAX_READ_BYTES), at + 8);
+  message.writeUInt32LE(Math.min(init.maxReadahead, READ_AHEAD_BYTES), at + 8);
   message.writeUInt32LE((init.flags & wanted) >>> 0, at + 12);
   message.writeUInt16LE(BACKGROUND_LIMITS.most, at + 16);
   message.writeUInt16LE(BACKGROUND_LIMITS.congested, at + 18);

@@ -1,6 +1,6 @@
 import { execFile } from 'node:child_process';
 import Fuse from 'fuse-native';
-import { raiseBackgroundLimits } from './connection-limits.ts';
+import { setConnectionLimits } from './connection-limits.ts';
 import { ERRNO, MAX_READ_BYTES } from './fuse-protocol.ts';
 import { FUSE_NAME } from './device-mount.ts';
 import type { FuseEvents, FuseSession } from './fuse-session.ts';
@@ -127,7 +127,7 @@ export async function openNativeSession(options: NativeSessionOptions, signal: A
   await new Promise<void>((resolve, reject) => {
     fuse.mount((error) => (error ? reject(error) : resolve()));
   });
-  await raiseBackgroundLimits(directory);
+  await setConnectionLimits(directory);
 
   return {
     transport: 'native',
