@@ -20,7 +20,7 @@ export interface ImageAccess {
   readonly bus: Bus | undefined;
 }
 
-/** Hands the image to `use`, and closes all that was opened for it. @throws RegistryError, ReferenceError */
+/** Hands the image to `use`, and closes all that was opened for it. @throws RegistryError, ImageReferenceError */
 export async function withImage(
   name: string,
   flags: ImageFlags,

@@ -5,8 +5,8 @@ import { z } from 'zod';
  *
  * `GET /v1/status` AgentStatus; `GET /v1/layers` LayerStatus[]; `GET /v1/trace?since=<seq>` Trace;
  * `POST /v1/pull` PullRequest, answered by lines of PullEvent, of which the last is `done` or `failed`;
- * `GET /v1/dead-letters?limit=<n>` DeadLetterView[], `POST /v1/dead-letters` DeadLetterRequest answers DeadLetterReply;
- * `POST /v1/reload` replaces the agent by the version on disk. Errors are ControlFailure with a status >= 400.
+ * `GET /v1/dead-letters?limit=<n>` DeadLetterView[], `POST /v1/dead-letters` DeadLetterRequest answers `deadLetterReply`;
+ * `POST /v1/reload` replaces the agent by the version on disk. Errors are `controlFailure` with a status >= 400.
  */
 export const CONTROL_LIMITS = {
   /** Bytes of a request's body. */

@@ -337,7 +337,7 @@ export class SnapshotStore {
 
 /** A snapshot with what only this service needs of it. */
 export interface StoredSnapshot extends Snapshot {
-  /** A cover directory lies above the layer (see CoverBuilder). */
+  /** A cover directory lies above the layer (see `buildCover`). */
   readonly hasCover: boolean;
   /** Owner of its root directory. */
   readonly owner: { readonly uid: number; readonly gid: number };
