@@ -63,6 +63,25 @@ describe('installing on a node', { skip }, () => {
     assert.deepEqual((await readdir(join(folder, 'opt/kindling'))).toSorted(), [first, 'current'].toSorted());
   });
 
+  it('installs from a copy that has only the packages that run, as a container image has them', async (t) => {
+    const folder = await mkdtemp(join(tmpdir(), 'kindling-install-'));
+    t.after(async () => await rm(folder, { recursive: true }));
+    const image = join(folder, 'image');
+    await mkdir(join(image, 'etc/containerd'), { recursive: true });
+    await install(image);
+    const node = join(folder, 'node');
+    await mkdir(join(node, 'etc/containerd'), { recursive: true });
+    const copy = join(image, 'opt/kindling/current');
+    // Where the image is installed from there is no npm.
+    const npm = join(folder, 'bin/npm');
+    await mkdir(join(folder, 'bin'));
+    await writeFile(npm, '#!/bin/sh\nexit 1\n', { mode: 0o755 });
+    const env = { ...process.env, PATH: `${join(folder, 'bin')}:${process.env['PATH']}` };
+    await execute('sh', [join(copy, 'infra/install-node.sh'), '--root', node], { env });
+    const packages = async (root: string) => (await readdir(join(root, 'node_modules'))).toSorted();
+    assert.deepEqual(await packages(join(node, 'opt/kindling/current')), await packages(copy));
+  });
+
   it('refuses a configuration of containerd that it cannot extend, and changes nothing', async (t) => {
     const folder = await mkdtemp(join(tmpdir(), 'kindling-install-'));
     t.after(async () => await rm(folder, { recursive: true }));
