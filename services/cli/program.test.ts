@@ -37,8 +37,9 @@ describe('the command line', () => {
     for (const name of COMMANDS) {
       const program = await createProgram([name]);
       const command = program.commands.find((one) => one.name() === name);
-      if (command === undefined) continue;
+      assert.ok(command, name);
       for (const one of [command, ...command.commands]) {
+        assert.notEqual(one.description(), '', one.name());
         for (const part of [...one.options, ...one.registeredArguments]) {
           assert.notEqual(part.description, '', `${name}: ${part.name()}`);
         }

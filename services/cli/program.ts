@@ -43,7 +43,12 @@ export async function createProgram(args: readonly string[]): Promise<Command> {
   for (const name of names.length > 0 ? names : COMMANDS) {
     const module = (await import(`./commands/${name}.ts`)) as { command(): Command };
     const command = module.command();
-    for (const one of [command, ...command.commands]) one.exitOverride().copyInheritedSettings(program);
+    for (const one of [command, ...command.commands]) {
+      // The list of commands shows the summary, their own help the description.
+      const summary = one.summary();
+      if (one.description() === '') one.description(`${summary.charAt(0).toUpperCase()}${summary.slice(1)}.`);
+      one.exitOverride().copyInheritedSettings(program);
+    }
     program.addCommand(command);
   }
   return program;
