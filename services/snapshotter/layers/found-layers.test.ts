@@ -106,6 +106,25 @@ describe('the layers that a killed agent left', () => {
     assert.equal(found.served, 2);
   });
 
+  it('tell when those who waited for the store have been answered, with bytes or an error', async () => {
+    const node = new LeftNode();
+    await node.write([0]);
+    const { found, file } = await node.find();
+    const bytes = Promise.withResolvers<Uint8Array>();
+    const error = Promise.withResolvers<Uint8Array>();
+    const answers = [bytes.promise, error.promise];
+    const waiting = answers.map(() => found.read(file, node.map.imageStart(1), 4096, never));
+    found.handOver({ ...node.store(file), read: () => answers.shift() ?? Promise.reject(new Error('not asked')) });
+    let answered = 0;
+    void waiting[0]?.then(() => answered++);
+    waiting[1]?.catch(() => answered++);
+    const all = found.waitersAnswered().then(() => assert.equal(answered, 2));
+    bytes.resolve(new Uint8Array(4096));
+    await waiting[0];
+    error.reject(new Error('no source has it'));
+    await all;
+  });
+
   it('need no map where every span is here, and end where the file ends', async () => {
     const node = new LeftNode();
     await node.write(Array.from({ length: node.map.spanCount }, (_, span) => span));
