@@ -42,7 +42,7 @@ export class AimedKills {
   /** Kills the agent within the operation. @returns how that ended */
   async shoot(aim: Aim, signal: AbortSignal): Promise<Outcome> {
     const delayMs = this.#times.momentWithin(aim.kind);
-    const pid = await this.#serving();
+    const pid = await this.#serving(signal);
     let result: { readonly atMs: number; readonly error?: unknown } | undefined;
     const operation = aim.begin().then(
       () => {
@@ -77,7 +77,7 @@ export class AimedKills {
 
   /** Kills whatever the agent is doing. Also notes how long the take-over takes. */
   async anything(signal: AbortSignal): Promise<void> {
-    const pid = await this.#serving();
+    const pid = await this.#serving(signal);
     const diedAtMs = await this.#kill(pid, 'anything', signal);
     const { seenAtMs, servingAtMs } = await this.#untilServing(pid, diedAtMs, signal);
     this.#times.note('take-over', servingAtMs - seenAtMs);
@@ -86,7 +86,7 @@ export class AimedKills {
 
   /** Kills the agent, and its successor while that takes over. */
   async takeOver(signal: AbortSignal): Promise<void> {
-    const first = await this.#serving();
+    const first = await this.#serving(signal);
     const diedAtMs = await this.#kill(first, 'anything', signal);
     const second = await this.#until('a successor', signal, async () =>
       (await this.#kindling.agentPids()).find((pid) => pid !== first),
@@ -95,19 +95,14 @@ export class AimedKills {
     await this.#kill(second, 'take-over', signal);
     await this.#untilServing(second, diedAtMs, signal);
     // The keeper says one thing after the other: what it said of the second is here as well.
-    const third = await this.#serving();
-    await this.#until(
-      'the keeper to say that an agent serves',
-      signal,
-      () => this.#kindling.hasServed(third) || undefined,
-    );
+    await this.#serving(signal);
     this.kills.push({ kind: 'anything', inside: true, gapMs: undefined });
     await this.#record('take-over', !this.#kindling.hasServed(second), diedAtMs, signal);
   }
 
   /** Kills the agent or the one that is to replace it, while it is replaced. */
   async reload(signal: AbortSignal): Promise<void> {
-    const old = await this.#serving();
+    const old = await this.#serving(signal);
     const loading = this.#count('Upgrade: loading the new agent');
     await this.#kindling.client.reload(signal);
     await this.#until(
@@ -138,10 +133,12 @@ export class AimedKills {
     return atMs;
   }
 
-  async #serving(): Promise<number> {
-    const pid = await this.#kindling.agentPid();
-    if (pid === undefined) throw new Error('There is no agent to kill');
-    return pid;
+  /** The one that serves. After a reload that was cut short the next one may just be coming. */
+  async #serving(signal: AbortSignal): Promise<number> {
+    return await this.#until('an agent', signal, async () => {
+      const pid = await this.#kindling.agentPid();
+      return pid !== undefined && this.#kindling.hasServed(pid) ? pid : undefined;
+    });
   }
 
   /** When another agent was first seen, and when it served. */
