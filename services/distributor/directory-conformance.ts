@@ -78,7 +78,13 @@ export function directoryConformance(name: string, open: () => Promise<ChunkDire
     const waiting = { load: 1, room: 4 };
     await table.change(layer, 'b', { spanCount: 20, wants: wants(1, 2, 3), waiting }, 0, TERMS);
     const view = await table.look(layer, 0, TERMS, LIMITS);
-    assert.deepEqual(view, { members: 2, outstanding: 0, waiting: [{ node: 'b', ...waiting }], unread: [2, 3] });
+    assert.deepEqual(view, {
+      members: 2,
+      outstanding: 0,
+      waiting: [{ node: 'b', ...waiting }],
+      unread: [2, 3],
+      late: [],
+    });
     assert.deepEqual(await table.grant(layer, [{ node: 'b', spans: [1, 2] }], 0, TERMS), [{ node: 'b', spans: [2] }]);
     assert.deepEqual(await table.grant(layer, [{ node: 'b', spans: [3] }], 0, TERMS), [], 'b waits no more');
     assert.deepEqual(await table.grant(layer, [{ node: 'a', spans: [2] }], 0, TERMS), [], 'it is leased');
@@ -110,6 +116,7 @@ export function directoryConformance(name: string, open: () => Promise<ChunkDire
       outstanding: 0,
       waiting: [],
       unread: [0, 1, 2],
+      late: [],
     });
   });
 
@@ -121,7 +128,7 @@ export function directoryConformance(name: string, open: () => Promise<ChunkDire
     await table.change(layer, 'a', { spanCount: 20, fetching: [3] }, 0, TERMS);
     await table.change(layer, 'a', { spanCount: 20, have: wants(1), wants: wants(2, 3) }, 0, TERMS);
     const view = await table.look(layer, 0, TERMS, LIMITS);
-    assert.deepEqual(view, { members: 2, outstanding: 2, waiting: [{ node: 'a', ...waiting }], unread: [2] });
+    assert.deepEqual(view, { members: 2, outstanding: 2, waiting: [{ node: 'a', ...waiting }], unread: [2], late: [] });
     const [located] = await table.locate(layer, asks('b', [1], []), 0, TERMS);
     assert.deepEqual(located, { span: 1, from: ['a'], leased: false });
   });
@@ -141,7 +148,7 @@ export function directoryConformance(name: string, open: () => Promise<ChunkDire
     for (const now of [4 * LEASE_MS, 9 * LEASE_MS]) {
       await renewed(now);
       const view = await table.look(layer, now, TERMS, LIMITS);
-      assert.deepEqual([view.outstanding, view.unread], [0, [5]]);
+      assert.deepEqual([view.outstanding, view.unread, view.late], [0, [5], ['slow']]);
       assert.deepEqual(await table.grant(layer, [{ node: 'slow', spans: [5] }], now, TERMS), []);
     }
     const now = 9 * LEASE_MS;

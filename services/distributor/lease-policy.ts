@@ -15,6 +15,8 @@ export interface LeaseView {
   readonly outstanding: number;
   /** Some of those that wait, at random. */
   readonly waiting: readonly WaitingNode[];
+  /** Nodes with leases that are too old. */
+  readonly late: readonly string[];
   /** Spans that somebody wants, nobody has and nobody fetches, or only one who is slow; the first to be wanted first. */
   readonly unread: readonly number[];
 }
@@ -82,14 +84,17 @@ export class LeaseAges {
 
 /**
  * Who reads what from the registry: each span once, by different nodes, so that the pieces of a layer enter the swarm in
- * different places; the least busy of a few first, since a node that is downloading already would share its link. Pure.
+ * different places; the least busy of a few first, since a node that is downloading already would share its link; and one that is late
+ * with another only where nobody else waits. Pure.
  */
 export function chooseLeases(
   view: LeaseView,
   random: () => number,
   limits: { readonly outstanding: number; readonly samples: number; readonly alone: number } = LEASE_LIMITS,
 ): Grant[] {
-  const waiting = [...view.waiting];
+  const late = new Set(view.late);
+  const inTime = view.waiting.filter(({ node }) => !late.has(node));
+  const waiting = inTime.length > 0 ? inTime : [...view.waiting];
   const [only] = waiting;
   if (view.members <= 1 && only !== undefined) {
     const spans = view.unread.slice(0, Math.min(only.room, limits.alone));

@@ -93,12 +93,15 @@ export class MemoryDirectory implements ChunkDirectory {
     },
     look: async (layer, nowMs, { ageMs }, limits): Promise<LeaseView> => {
       const state = this.#layers.get(layer);
-      if (state === undefined) return { members: 0, outstanding: 0, waiting: [], unread: [] };
+      if (state === undefined) return { members: 0, outstanding: 0, waiting: [], unread: [], late: [] };
       let outstanding = 0;
-      for (const [span, { sinceMs, untilMs }] of state.leases) {
+      const late = new Set<string>();
+      for (const [span, { node, sinceMs, untilMs }] of state.leases) {
         // One that is too old stays: what its holder says of it from now on changes nothing.
-        if (nowMs - sinceMs >= ageMs) state.unread.add(span);
-        else if (untilMs <= nowMs) this.#free(state, span);
+        if (nowMs - sinceMs >= ageMs) {
+          state.unread.add(span);
+          late.add(node);
+        } else if (untilMs <= nowMs) this.#free(state, span);
         else outstanding++;
       }
       return {
@@ -106,6 +109,7 @@ export class MemoryDirectory implements ChunkDirectory {
         outstanding,
         waiting: this.#sample([...state.waiting.values()], limits.samples),
         unread: [...state.unread].sort((a, b) => a - b).slice(0, limits.unread),
+        late: [...late],
       };
     },
     grant: async (layer, grants, nowMs, { ttlMs }) => {

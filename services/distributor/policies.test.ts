@@ -18,7 +18,7 @@ function round(): () => number {
 }
 
 test('the least busy of those that wait get the next spans, one each', () => {
-  const grants = chooseLeases({ members: 9, outstanding: 2, waiting, unread: [4, 5, 6, 7] }, round(), limits);
+  const grants = chooseLeases({ members: 9, outstanding: 2, waiting, unread: [4, 5, 6, 7], late: [] }, round(), limits);
   assert.deepEqual(grants, [
     { node: 'idle', spans: [4] },
     { node: 'half', spans: [5] },
@@ -26,14 +26,28 @@ test('the least busy of those that wait get the next spans, one each', () => {
 });
 
 test('no lease is given beyond the limit, nor without someone who waits or something to read', () => {
-  assert.deepEqual(chooseLeases({ members: 9, outstanding: 4, waiting, unread: [1] }, round(), limits), []);
-  assert.deepEqual(chooseLeases({ members: 9, outstanding: 0, waiting: [], unread: [1] }, round(), limits), []);
-  assert.deepEqual(chooseLeases({ members: 9, outstanding: 0, waiting, unread: [] }, round(), limits), []);
+  assert.deepEqual(chooseLeases({ members: 9, outstanding: 4, waiting, unread: [1], late: [] }, round(), limits), []);
+  assert.deepEqual(
+    chooseLeases({ members: 9, outstanding: 0, waiting: [], unread: [1], late: [] }, round(), limits),
+    [],
+  );
+  assert.deepEqual(chooseLeases({ members: 9, outstanding: 0, waiting, unread: [], late: [] }, round(), limits), []);
+});
+
+test('one that is late with another span gets none, unless nobody else waits', () => {
+  const view = { members: 9, outstanding: 0, waiting, unread: [1, 2, 3], late: ['idle', 'half'] };
+  assert.deepEqual(chooseLeases(view, round(), limits), [{ node: 'busy', spans: [1] }]);
+  const only = { ...view, waiting: waiting.slice(1, 2) };
+  assert.deepEqual(chooseLeases(only, round(), limits), [{ node: 'idle', spans: [1] }]);
 });
 
 test('a node that is alone gets as much as it has room for', () => {
   const alone = [{ node: 'a', load: 0, room: 3 }];
-  const grants = chooseLeases({ members: 1, outstanding: 9, waiting: alone, unread: [1, 2, 3, 4] }, round(), limits);
+  const grants = chooseLeases(
+    { members: 1, outstanding: 9, waiting: alone, unread: [1, 2, 3, 4], late: [] },
+    round(),
+    limits,
+  );
   assert.deepEqual(grants, [{ node: 'a', spans: [1, 2, 3] }]);
 });
 

@@ -127,14 +127,15 @@ export class RedisDirectory implements ChunkDirectory {
         number,
         string[],
         string[],
+        string[],
       ];
-      const [members, outstanding, flat, unread] = answer;
+      const [members, outstanding, flat, unread, late] = answer;
       const waiting = [];
       for (let i = 0; i + 1 < flat.length; i += 2) {
         const [load = 0, room = 0] = (flat[i + 1] ?? '').split('|').map(Number);
         waiting.push({ node: flat[i] ?? '', load, room });
       }
-      return { members, outstanding, waiting, unread: unread.map(Number) };
+      return { members, outstanding, waiting, unread: unread.map(Number), late: [...new Set(late)] };
     },
     grant: async (layer, grants, nowMs, { ttlMs }) => {
       if (grants.length === 0) return [];

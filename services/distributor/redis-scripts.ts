@@ -102,14 +102,16 @@ end
 return redis.call('SCARD', members)
 `;
 
-/** ARGV: now, lease's age ms, samples, unread. Returns [members, leases, waiting pairs, unread]. */
+/** ARGV: now, lease's age ms, samples, unread. Returns [members, leases, waiting pairs, unread, late nodes]. */
 export const LOOK = `${HEAD}
 local now, age = tonumber(ARGV[1]), tonumber(ARGV[2])
-local flat, out = redis.call('HGETALL', leases), 0
+local flat, out, late = redis.call('HGETALL', leases), 0, {}
 for i = 1, #flat, 2 do
-  local since, till = string.match(flat[i + 1], '|(%d+)|(%d+)$')
+  local node, since, till = string.match(flat[i + 1], '^(.*)|(%d+)|(%d+)$')
   -- One that is too old stays: what its holder says of it from now on changes nothing.
-  if now - tonumber(since) >= age then redis.call('ZADD', unread, flat[i], flat[i])
+  if now - tonumber(since) >= age then
+    redis.call('ZADD', unread, flat[i], flat[i])
+    late[#late + 1] = node
   elseif tonumber(till) <= now then free(flat[i])
   else out = out + 1 end
 end
@@ -117,7 +119,7 @@ local sample = {}
 if redis.call('HLEN', waiting) > 0 then
   sample = redis.call('HRANDFIELD', waiting, ARGV[3], 'WITHVALUES')
 end
-return { redis.call('SCARD', members), out, sample, redis.call('ZRANGE', unread, 0, ARGV[4] - 1) }
+return { redis.call('SCARD', members), out, sample, redis.call('ZRANGE', unread, 0, ARGV[4] - 1), late }
 `;
 
 /** ARGV: now, lease ms, then for each grant node, number of spans, spans. Returns the same list of what was given. */

@@ -12,16 +12,16 @@ interface Flow {
 }
 
 /**
- * Full-duplex links of equal rate behind a switch that never is the bottleneck. A flow gets the smaller of its equal shares of the
+ * Full-duplex links behind a switch that never is the bottleneck. A flow gets the smaller of its equal shares of the
  * two links it uses; what a flow cannot use of its share is not given to others, so this is a little slower than TCP would be.
  */
 export class Links {
   readonly #queue: EventQueue;
-  readonly #bytesPerS: number;
+  readonly #bytesPerS: (node: number) => number;
   readonly #up: Set<Flow>[];
   readonly #down: Set<Flow>[];
 
-  constructor(queue: EventQueue, count: number, bytesPerS: number) {
+  constructor(queue: EventQueue, count: number, bytesPerS: (node: number) => number) {
     this.#queue = queue;
     this.#bytesPerS = bytesPerS;
     this.#up = Array.from({ length: count }, () => new Set());
@@ -46,7 +46,9 @@ export class Links {
 
   #adapt(flow: Flow): void {
     const { now } = this.#queue;
-    const rate = this.#bytesPerS / Math.max(this.#up[flow.from]?.size ?? 1, this.#down[flow.to]?.size ?? 1);
+    const up = this.#bytesPerS(flow.from) / (this.#up[flow.from]?.size ?? 1);
+    const down = this.#bytesPerS(flow.to) / (this.#down[flow.to]?.size ?? 1);
+    const rate = Math.min(up, down);
     if (rate === flow.rate) return;
     flow.left -= flow.rate * (now - flow.sinceS);
     flow.sinceS = now;

@@ -1,6 +1,8 @@
-import { chooseLeases, LEASE_LIMITS } from '#services/distributor/lease-policy.ts';
+import { chooseLeases, LEASE_LIMITS, LeaseAges } from '#services/distributor/lease-policy.ts';
 import { chooseNeighbours, NEIGHBOUR_LIMITS } from '#services/distributor/neighbour-policy.ts';
+import { SourceRates } from '#services/snapshotter/peers/source-rates.ts';
 import { SpanPicker, type Pick } from '#services/snapshotter/peers/span-picker.ts';
+import { SWARM_LIMITS } from '#services/snapshotter/peers/swarm-limits.ts';
 import { UPLOAD_LIMITS } from '#services/snapshotter/peers/upload-slots.ts';
 import { EventQueue } from './event-queue.ts';
 import { Links } from './links.ts';
@@ -16,17 +18,20 @@ export interface SwarmOptions {
   /** All nodes begin within this time. */
   readonly spreadS?: number;
   readonly seed?: number;
+  /** The first so many nodes have slow links, and begin a moment before the others. */
+  readonly slow?: { readonly nodes: number; readonly bytesPerS: number };
 }
 
 export interface SwarmResult {
   readonly nodes: number;
   readonly spans: number;
   readonly firstS: number;
+  /** Of nodes whose links are not slow. */
   readonly lastS: number;
   /** (c/B)(M + floor(log2 N)), which no scheme can beat where links are equal. */
   readonly boundS: number;
   readonly ratio: number;
-  /** Spans read from the registry, of `spans`. */
+  /** Spans read from the registry, each as often as it was: at least `spans`. */
   readonly registryReads: number;
   readonly perNode: {
     readonly peerRequests: number;
@@ -42,11 +47,17 @@ export interface SwarmResult {
 
 interface Member {
   readonly index: number;
+  readonly isSlow: boolean;
+  /** Where some links are slow; else it is not needed, and costs as much as all the rest. */
+  readonly rates: SourceRates | undefined;
   readonly picker: SpanPicker<number>;
   readonly have: Uint8Array;
   count: number;
   neighbours: number[];
   uploads: number;
+  /** Transfers and reads that are not late. */
+  inTime: number;
+  readonly located: Map<number, number>;
   readonly queue: { readonly to: number; readonly start: () => void }[];
   waiting: boolean;
   registryReads: number;
@@ -54,6 +65,10 @@ interface Member {
 
 /** Of joiners by others that join later. */
 const MAX_DEGREE = NEIGHBOUR_LIMITS.given * 3;
+/** A transfer that is not over after this is raced by another, as `TransferPace` has it at first. */
+const HEDGE_S = 1;
+/** A distributor looks after its leases so often, beside with each update. */
+const SWEEP_S = 1;
 /** Members that the directory answers to one that joins. */
 const SAMPLE = 40;
 const EVENT_LIMIT = 500_000_000;
@@ -66,25 +81,44 @@ export function simulateSwarm(options: SwarmOptions): SwarmResult {
   const random = xorshift(options.seed ?? 1);
   const queue = new EventQueue();
   const registry = count;
-  const links = new Links(queue, count + 1, bytesPerS);
+  const slow = options.slow ?? { nodes: 0, bytesPerS };
+  const links = new Links(queue, count + 1, (node) => (node < slow.nodes ? slow.bytesPerS : bytesPerS));
   const totals = { requests: 0, busy: 0, residency: 0, distributor: 0, directory: 0, reads: 0 };
   let firstS = 0;
   let lastS = 0;
   let finished = 0;
   let nextUnread = 0;
   let outstanding = 0;
+  const ages = new LeaseAges();
+  const leases = new Map<number, { readonly member: Member; readonly sinceS: number }>();
+  /** Whose leases are too old. */
+  const aged: number[] = [];
   const waiting: Member[] = [];
   const joined: Member[] = [];
   const members = Array.from({ length: count }, (_, index): Member => {
-    const picker = new SpanPicker<number>({ spanCount: spans, bytesOf: () => spanBytes, random });
+    const rates = slow.nodes > 0 ? new SourceRates(() => queue.now * 1000) : undefined;
+    const speeds = rates && {
+      msFor: (node: number, bytes: number) => rates.msFor(String(node), bytes),
+      isSlow: (node: number) => rates.isSlow(String(node)),
+    };
+    const picker = new SpanPicker<number>({
+      spanCount: spans,
+      bytesOf: () => spanBytes,
+      random,
+      ...(speeds === undefined ? {} : { speeds }),
+    });
     for (let span = 0; span < spans; span++) picker.want(span, false);
     return {
       index,
+      isSlow: index < slow.nodes,
+      rates,
       picker,
       have: new Uint8Array(spans),
       count: 0,
       neighbours: [],
       uploads: 0,
+      inTime: 0,
+      located: new Map(),
       queue: [],
       waiting: false,
       registryReads: 0,
@@ -123,10 +157,13 @@ export function simulateSwarm(options: SwarmOptions): SwarmResult {
   };
 
   const got = (member: Member, span: number): void => {
+    // Twice only where it did not wait for one that was slow.
+    if (member.have[span] === 1 && slow.nodes > 0) return;
     if (member.have[span] === 1) throw new Error(`Node ${member.index} has got span ${span} twice`);
     member.have[span] = 1;
+    leases.delete(span);
     member.picker.unwant(span);
-    if (++member.count === spans) {
+    if (++member.count === spans && !member.isSlow) {
       lastS = queue.now;
       if (finished++ === 0) firstS = queue.now;
     }
@@ -143,11 +180,34 @@ export function simulateSwarm(options: SwarmOptions): SwarmResult {
 
   const transfer = (member: Member, pick: Pick<number>): void => {
     const holder = at(pick.neighbour);
+    const name = String(pick.neighbour);
+    const missing = () => pick.spans.filter((span) => member.have[span] !== 1);
+    let over = false;
+    let hedged = false;
+    let startS = 0;
+    const accept = (): void => {
+      startS = queue.now;
+      const hedge = (): void => {
+        if (over) return;
+        member.rates?.atMost(name, pick.bytes, (queue.now - startS) * 1000);
+        if (!hedged) {
+          hedged = true;
+          member.inTime--;
+          for (const span of missing()) member.picker.release(span);
+        }
+        work(member);
+        queue.after(HEDGE_S, hedge);
+      };
+      if (slow.nodes > 0) queue.after(HEDGE_S, hedge);
+    };
     const start = (): void => {
       holder.uploads++;
       links.send(holder.index, member.index, spanBytes * pick.spans.length, () => {
         holder.uploads--;
         holder.queue.shift()?.start();
+        over = true;
+        if (!hedged) member.inTime--;
+        member.rates?.took(name, pick.bytes, (queue.now - startS) * 1000);
         queue.after(latencyS, () => {
           member.picker.ended(pick, []);
           for (const span of pick.spans) got(member, span);
@@ -155,11 +215,16 @@ export function simulateSwarm(options: SwarmOptions): SwarmResult {
       });
     };
     totals.requests++;
+    member.inTime++;
     queue.after(latencyS, () => {
-      if (holder.uploads < UPLOAD_LIMITS.active) start();
-      else if (holder.queue.length < UPLOAD_LIMITS.queued) holder.queue.push({ to: member.index, start });
-      else {
+      const isFull = holder.uploads >= UPLOAD_LIMITS.active;
+      if (!isFull || holder.queue.length < UPLOAD_LIMITS.queued) {
+        accept();
+        if (isFull) holder.queue.push({ to: member.index, start });
+        else start();
+      } else {
         totals.busy++;
+        member.inTime--;
         const restS = (2 * spanBytes) / bytesPerS;
         queue.after(latencyS, () => {
           member.picker.ended(pick, pick.spans, (queue.now + restS) * 1000);
@@ -177,18 +242,35 @@ export function simulateSwarm(options: SwarmOptions): SwarmResult {
       if (pick === undefined) break;
       transfer(member, pick);
     }
-    if (member.waiting || nextUnread >= spans) return;
+    locate(member);
+    if (member.waiting || (nextUnread >= spans && aged.length === 0)) return;
     member.waiting = true;
     totals.distributor++;
     queue.after(latencyS, () => {
       waiting.push(member);
-      lease();
+      grantLeases();
     });
   };
 
-  const lease = (): void => {
+  /** What only slow neighbours have is looked for elsewhere, when nothing comes in good time. */
+  const locate = (member: Member): void => {
+    if (slow.nodes === 0 || member.inTime > 0) return;
+    for (const span of member.picker.slowOnly(SWARM_LIMITS.located)) {
+      if (queue.now - (member.located.get(span) ?? -Infinity) < SWARM_LIMITS.stallMs / 1000) continue;
+      member.located.set(span, queue.now);
+      totals.distributor += 2;
+      totals.directory++;
+      queue.after(2 * latencyS, () => {
+        const lease = leases.get(span);
+        if ((lease === undefined || aged.includes(span)) && member.picker.isWanted(span)) read(member, span);
+      });
+    }
+  };
+
+  const grantLeases = (): void => {
     for (;;) {
-      if (nextUnread >= spans || outstanding >= LEASE_LIMITS.outstanding || waiting.length === 0) return;
+      const unread = aged.find((span) => leases.has(span)) ?? nextUnread;
+      if (unread >= spans || outstanding >= LEASE_LIMITS.outstanding || waiting.length === 0) return;
       totals.directory += 2;
       const sample = new Set<Member>();
       for (let i = 0; i < LEASE_LIMITS.samples; i++) {
@@ -204,7 +286,8 @@ export function simulateSwarm(options: SwarmOptions): SwarmResult {
             load: links.downloads(index),
             room: 1,
           })),
-          unread: [nextUnread],
+          unread: [unread],
+          late: aged.flatMap((span) => leases.get(span)?.member.index ?? []).map(String),
         },
         random,
       );
@@ -212,23 +295,51 @@ export function simulateSwarm(options: SwarmOptions): SwarmResult {
         const member = at(Number(grant.node));
         waiting.splice(waiting.indexOf(member), 1);
         member.waiting = false;
-        for (const span of grant.spans) read(member, span);
+        for (const span of grant.spans) {
+          // Not again to the one that was too slow.
+          if (leases.get(span)?.member === member) return;
+          if (span === nextUnread) nextUnread++;
+          else aged.splice(aged.indexOf(span), 1);
+          read(member, span);
+        }
       }
     }
   };
 
   const read = (member: Member, span: number): void => {
-    nextUnread++;
     outstanding++;
+    member.inTime++;
     totals.reads++;
     totals.distributor += 2;
+    const lease = { member, sinceS: queue.now };
+    leases.set(span, lease);
+    let out = true;
+    const end = (): void => {
+      if (out) outstanding--;
+      out = false;
+    };
+    const sweep = (): void => {
+      if (leases.get(span) !== lease) return;
+      if (queue.now - lease.sinceS < ages.terms.ageMs / 1000) {
+        queue.after(SWEEP_S, sweep);
+        return;
+      }
+      aged.push(span);
+      end();
+      for (const other of joined) work(other);
+    };
+    queue.after(SWEEP_S, sweep);
     queue.after(latencyS, () => {
       member.picker.reserve(span);
       queue.after(latencyS, () => {
+        const startS = queue.now;
         links.send(registry, member.index, spanBytes, () => {
+          member.inTime--;
+          member.rates?.registryTook(spanBytes, (queue.now - startS) * 1000);
+          if (leases.get(span) === lease) ages.took((queue.now - lease.sinceS) * 1000);
           queue.after(2 * latencyS, () => {
-            outstanding--;
-            lease();
+            end();
+            grantLeases();
           });
           queue.after(latencyS, () => got(member, span));
         });
@@ -236,9 +347,12 @@ export function simulateSwarm(options: SwarmOptions): SwarmResult {
     });
   };
 
-  for (const member of members) queue.after(random() * (options.spreadS ?? 0.001), () => join(member));
+  for (const member of members) {
+    queue.after(member.isSlow ? 0 : random() * (options.spreadS ?? 0.001), () => join(member));
+  }
   queue.run(EVENT_LIMIT);
-  if (finished !== count) throw new Error(`${count - finished} of ${count} nodes have not got everything`);
+  const expected = count - slow.nodes;
+  if (finished !== expected) throw new Error(`${expected - finished} of ${expected} nodes have not got everything`);
   const boundS = (spanBytes / bytesPerS) * (spans + Math.floor(Math.log2(count)));
   const each = (total: number): number => Math.round((total / count) * 100) / 100;
   return {

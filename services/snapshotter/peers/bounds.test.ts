@@ -9,9 +9,9 @@ test('upload slots are handed on in order, and those beyond the queue are told t
   const slots = new UploadSlots({ active: 1, queued: 2 });
   const first = await slots.take(signal);
   const order: string[] = [];
-  const second = slots.take(signal).then((slot) => (order.push('second'), slot));
-  const third = slots.take(signal).then((slot) => (order.push('third'), slot));
-  assert.equal(await slots.take(signal), undefined);
+  const second = slots.take(signal)?.then((slot) => (order.push('second'), slot));
+  const third = slots.take(signal)?.then((slot) => (order.push('third'), slot));
+  assert.equal(slots.take(signal), undefined);
   first?.[Symbol.dispose]();
   (await second)?.[Symbol.dispose]();
   (await third)?.[Symbol.dispose]();
@@ -25,6 +25,7 @@ test('one that leaves the queue frees its place', async () => {
   const leaving = new AbortController();
   const left = slots.take(leaving.signal);
   leaving.abort(new Error('gone'));
+  assert.ok(left);
   await assert.rejects(left, /gone/);
   const next = slots.take(new AbortController().signal);
   held?.[Symbol.dispose]();

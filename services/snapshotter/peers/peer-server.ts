@@ -164,11 +164,12 @@ export class PeerServer implements AsyncDisposable {
     if (held === undefined || held.spanCount > DISTRIBUTION_LIMITS.spans) return this.#end(response, 404, 'not-here');
     // Before a slot is taken: nobody who could be served now stands behind one who waits.
     if (!(await this.#arrived(layer, spans, demand, signal))) return this.#busy(response);
-    using slot = await this.#slots.take(signal);
-    if (slot === undefined) return this.#busy(response);
+    const taking = this.#slots.take(signal);
+    if (taking === undefined) return this.#busy(response);
     response.writeHead(200, { 'content-type': packs ? PACKED_SPANS : PLAIN_SPANS });
-    // Whoever asks measures from here on how fast we are.
+    // Whoever asks measures from here on how fast we are: we have what it wants, and the line is ours.
     response.flushHeaders();
+    using _slot = await taking;
     for (const span of spans) {
       const sent = await this.#bytesOf(layer, span, packs);
       await this.#write(response, frameHeader(span, sent?.bytes.length, sent?.packed), signal);

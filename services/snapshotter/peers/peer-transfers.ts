@@ -59,6 +59,11 @@ export class PeerTransfers {
     this.#options = options;
   }
 
+  get someInTime(): boolean {
+    for (const { hedged } of this.#transfers) if (!hedged) return true;
+    return false;
+  }
+
   /** Spans that somebody else might bring sooner than the neighbour that was asked. */
   late(limit: number): number[] {
     for (const span of this.#late) if (!this.#options.picker.isWanted(span)) this.#late.delete(span);

@@ -250,8 +250,9 @@ export class Swarm {
     else if (!this.#membership.isJoining) {
       this.#sayWants(now);
       this.#locate(now, this.#picker.nowhere(DISTRIBUTION_LIMITS.located, true));
-      // Nothing is under way: what only slow neighbours have is looked for elsewhere.
-      if (this.#works.size === 0) this.#locate(now, this.#picker.slowOnly(SWARM_LIMITS.located));
+      // Nothing comes in good time: what only slow neighbours have is looked for elsewhere.
+      if (this.#reads.size === 0 && !this.#transfers.someInTime)
+        this.#locate(now, this.#picker.slowOnly(SWARM_LIMITS.located));
       this.#locate(now, this.#transfers.late(SWARM_LIMITS.located));
     }
     const restMs = this.#picker.nextRestMs(now);

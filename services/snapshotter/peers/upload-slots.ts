@@ -30,10 +30,14 @@ export class UploadSlots {
   }
 
   /** undefined = busy: neither a slot nor a place in the queue is free. Rejects with the signal's reason. */
-  async take(signal: AbortSignal): Promise<UploadSlot | undefined> {
+  take(signal: AbortSignal): Promise<UploadSlot> | undefined {
+    const isFull = this.#active >= this.#limits.active && this.#queue.length >= this.#limits.queued;
+    return isFull ? undefined : this.#take(signal);
+  }
+
+  async #take(signal: AbortSignal): Promise<UploadSlot> {
     signal.throwIfAborted();
     if (this.#active >= this.#limits.active) {
-      if (this.#queue.length >= this.#limits.queued) return undefined;
       // The slot of the one that leaves is handed on, so that nobody who comes just then overtakes.
       await new Promise<void>((resolve, reject) => {
         const next = () => {
