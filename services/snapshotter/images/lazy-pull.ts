@@ -19,7 +19,7 @@ import type { RemoteSnapshots } from '../snapshots/remote-snapshots.ts';
 export interface LazyPullDeps {
   readonly registry: Pick<RegistryClient, 'platformManifest' | 'blob' | 'blobStream'>;
   readonly containerd: ContainerdClient;
-  readonly snapshots: Pick<RemoteSnapshots, 'withLayers' | 'settle'>;
+  readonly snapshots: Pick<RemoteSnapshots, 'withLayers' | 'settle' | 'provide'>;
   /** Our name as a proxy plugin of containerd. */
   readonly snapshotter: string;
   readonly logger: Logger;
@@ -190,15 +190,18 @@ export class LazyPull {
     }
     const key = `extract-kindling-${randomUUID()} ${chainId}`;
     const { snapshotter } = this.#deps;
+    const labels = remoteLabels(chainId, request);
     let mounts: Mount[];
     try {
-      const labels = remoteLabels(chainId, request);
       const answer = await leased.unary(SnapshotsService.prepare, { snapshotter, key, parent, labels }, signal);
       mounts = answer.mounts;
     } catch (error) {
-      // containerd answers this only after it has found and linked the committed snapshot.
-      if (error instanceof ContainerdError && error.code === 'already-exists') return result('lazy');
-      throw error;
+      if (!(error instanceof ContainerdError) || error.code !== 'already-exists') throw error;
+      // containerd has found and linked the committed snapshot; or it knows one by that name, and did not ask whether it is there.
+      if (!(await this.#isCommitted(leased, chainId, signal))) {
+        await this.#bringBack(leased, chainId, parent, request, signal);
+      }
+      return result('lazy');
     }
     if (descriptor === undefined || diffId === undefined) throw new Error(`No descriptor of layer ${request.layer}`);
     const why = await step.outcome?.catch((error: Error) => error);
@@ -216,6 +219,25 @@ export class LazyPull {
     }
     this.#deps.logger.info({ layer: request.layer, image: request.imageReference, reason }, 'layer pulled whole');
     return result('full', reason);
+  }
+
+  /** Makes a snapshot anew that containerd remembers and that our data folder has lost. */
+  async #bringBack(
+    leased: ContainerdClient,
+    chainId: string,
+    parent: string,
+    request: LayerRequest,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const labels = remoteLabels(chainId, request);
+    await this.#deps.snapshots.provide({ target: chainId, layer: request }, parent, labels, signal);
+    if (await this.#isCommitted(leased, chainId, signal)) {
+      this.#deps.logger.warn({ snapshot: chainId, image: request.imageReference }, 'a lost snapshot was made anew');
+      return;
+    }
+    throw new Error(
+      `Cannot pull ${request.imageReference}: containerd remembers its snapshot ${chainId}, which our data folder has lost, and it cannot be made anew as it was. Remove the image and its containers, then pull again`,
+    );
   }
 
   async #isCommitted(leased: ContainerdClient, chainId: string, signal: AbortSignal): Promise<boolean> {
