@@ -3,7 +3,7 @@
  *
  *     kd:{hex}:meta      hash: spans = span count, reads = spans read from the registry, each as often as it was
  *     kd:{hex}:members   set of nodes
- *     kd:{hex}:b:NODE    bitmap of the spans the node holds (Redis numbers bits from the top of a byte: see `toRedisBits`)
+ *     kd:{hex}:b:NODE    bitmap of the spans the node holds (Redis numbers bits from the top of a byte: see redis-directory.ts)
  *     kd:{hex}:any       bitmap: the union of them
  *     kd:{hex}:read      bitmap: spans that were ever read from the registry
  *     kd:{hex}:unread    sorted set: spans somebody wants, nobody has and nobody fetches, or only one who is slow; score = span
