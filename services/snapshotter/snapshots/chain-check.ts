@@ -1,5 +1,5 @@
 import { isDigest, sha256, type Digest } from '#shared/digest/digest.ts';
-import { parseReference } from '#shared/registry/reference.ts';
+import { ImageReferenceError, parseReference } from '#shared/registry/reference.ts';
 import type { LayerRequest } from './layer-provider.ts';
 import { remoteRequest, TARGET_LABEL } from './remote-labels.ts';
 import type { Snapshot } from './snapshot.ts';
@@ -29,7 +29,6 @@ export function contradictsChain(
  * claims. Who may push to the same repository could replace the image itself.
  *
  * @param isChecked whether the digest of a layer's tar is known
- * @throws ImageReferenceError
  */
 export function isContested(
   snapshot: Pick<Snapshot, 'layer' | 'labels'>,
@@ -39,8 +38,15 @@ export function isContested(
   const { layer, labels } = snapshot;
   // Without a layer it was unpacked by containerd, which checks.
   if (layer === undefined || layer === request.layer || isChecked(layer)) return false;
-  const origin = remoteRequest(labels)?.layer.imageReference;
-  return (
-    origin === undefined || parseReference(origin).repository !== parseReference(request.imageReference).repository
-  );
+  const origin = repositoryOf(remoteRequest(labels)?.layer.imageReference ?? '');
+  return origin === undefined || origin !== repositoryOf(request.imageReference);
+}
+
+function repositoryOf(reference: string): string | undefined {
+  try {
+    return parseReference(reference).repository;
+  } catch (error) {
+    if (error instanceof ImageReferenceError) return undefined;
+    throw error;
+  }
 }

@@ -1,3 +1,4 @@
+import type { Digest } from '#shared/digest/digest.ts';
 import { Counter, type Registry } from '#shared/telemetry/metrics.ts';
 import { contradictsChain, isContested } from './chain-check.ts';
 import { buildCover } from './cover.ts';
@@ -22,7 +23,7 @@ export class RemoteSnapshots {
   readonly #notLazy: Counter<'code'>;
   readonly #contested: Counter<'outcome'>;
   /** Those being made, by target and parent: their layers are provided and committed once. */
-  readonly #providing = new Map<string, Promise<void>>();
+  readonly #providing = new Map<string, { readonly layer: Digest; readonly committed: Promise<void> }>();
   readonly #closed = new AbortController();
 
   constructor(deps: RemoteSnapshotsDeps) {
@@ -86,44 +87,57 @@ export class RemoteSnapshots {
 
   /** True when the snapshot that containerd wants is committed; false when it must pull the layer itself. */
   async provide(remote: RemoteRequest, parent: string, labels: Labels, signal: AbortSignal): Promise<boolean> {
-    const { layer, imageReference } = remote.layer;
-    const there = this.#deps.store.findTarget(TARGET_LABEL, remote.target, parent);
-    if (there !== undefined && !this.#isContested(there, remote.layer)) return true;
+    for (;;) {
+      const there = this.#deps.store.findTarget(TARGET_LABEL, remote.target, parent);
+      if (there !== undefined && !this.#isContested(there, remote.layer)) return true;
+      const running = this.#providing.get(`${parent}\0${remote.target}`);
+      // Two images may want different layers there at the same time: what the one gets need not do for the other.
+      if (running !== undefined && running.layer !== remote.layer.layer) {
+        await untilAborted(Promise.allSettled([running.committed]), signal);
+        continue;
+      }
+      try {
+        await untilAborted(running?.committed ?? this.#begin(remote, parent, labels, there), signal);
+        return true;
+      } catch (cause) {
+        if (cause instanceof SnapshotError || signal.aborted || this.#closed.signal.aborted) throw cause;
+        const error = asNotLazy(cause);
+        if (there !== undefined) throw this.#refusal(remote, there, error);
+        this.#noteNotLazy(remote.layer, error);
+        return false;
+      }
+    }
+  }
+
+  /** Not for the caller alone: others may wait for the same, and a layer that is nearly there is worth finishing. */
+  #begin(remote: RemoteRequest, parent: string, labels: Labels, there: StoredSnapshot | undefined): Promise<void> {
     // Before the layer is asked for: a parent that is missing is the caller's error, whatever the layer.
     if (parent !== '') this.#deps.store.requireCommitted(parent);
+    const { layer } = remote.layer;
     const flight = `${parent}\0${remote.target}`;
-    let running = this.#providing.get(flight);
-    if (running === undefined) {
-      // Not the caller's signal: others may wait for the same, and a layer that is nearly there is worth finishing.
-      running = this.#commitRemote(remote, parent, labels, there, this.#closed.signal).finally(() => {
-        this.#providing.delete(flight);
-        this.#deps.cleanup.letGo(layer);
-      });
-      running.catch(() => undefined);
-      this.#deps.cleanup.hold(layer);
-      this.#providing.set(flight, running);
-    }
-    try {
-      await untilAborted(running, signal);
-      return true;
-    } catch (cause) {
-      if (cause instanceof SnapshotError || signal.aborted || this.#closed.signal.aborted) throw cause;
-      const error = asNotLazy(cause);
-      if (there !== undefined) throw this.#refusal(remote, there, error);
-      this.#notLazy.inc({ code: error.code });
-      this.#deps.store.recordNotLazy({ layer, imageReference, code: error.code, reason: error.message });
-      this.#deps.logger.warn(
-        { layer, image: imageReference, code: error.code, reason: error.message, err: error.cause },
-        'layer is not lazy: containerd pulls it whole',
-      );
-      return false;
-    }
+    const committed = this.#commitRemote(remote, parent, labels, there, this.#closed.signal).finally(() => {
+      this.#providing.delete(flight);
+      this.#deps.cleanup.letGo(layer);
+    });
+    committed.catch(() => undefined);
+    this.#deps.cleanup.hold(layer);
+    this.#providing.set(flight, { layer, committed });
+    return committed;
+  }
+
+  #noteNotLazy({ layer, imageReference }: LayerRequest, error: NotLazyError): void {
+    this.#notLazy.inc({ code: error.code });
+    this.#deps.store.recordNotLazy({ layer, imageReference, code: error.code, reason: error.message });
+    this.#deps.logger.warn(
+      { layer, image: imageReference, code: error.code, reason: error.message, err: error.cause },
+      'layer is not lazy: containerd pulls it whole',
+    );
   }
 
   /** Ends and waits for those being made. */
   async close(): Promise<void> {
     this.#closed.abort();
-    await Promise.allSettled(this.#providing.values());
+    await Promise.allSettled(Array.from(this.#providing.values(), ({ committed }) => committed));
   }
 
   #isContested(there: StoredSnapshot, request: LayerRequest): boolean {

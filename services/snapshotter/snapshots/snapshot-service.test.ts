@@ -23,11 +23,13 @@ class FakeLayers implements LayerProvider {
   readonly here = new Set<Digest>();
   readonly tars = new Map<Digest, Digest>();
   lazy = true;
-  provide(request: LayerRequest): Promise<ProvidedLayer> {
-    if (!this.lazy) return Promise.reject(new NotLazyError('unreachable', 'the registry is away'));
+  gate = Promise.resolve();
+  async provide(request: LayerRequest): Promise<ProvidedLayer> {
+    await this.gate;
+    if (!this.lazy) throw new NotLazyError('unreachable', 'the registry is away');
     this.provided.push(request);
     this.here.add(request.layer);
-    return Promise.resolve({ path: `/m/${request.layer.slice(7, 19)}`, diffId: this.tars.get(request.layer) });
+    return { path: `/m/${request.layer.slice(7, 19)}`, diffId: this.tars.get(request.layer) };
   }
   mountOf(layer: Digest): Promise<string> {
     if (!this.here.has(layer)) return Promise.reject(new NotLazyError('no-index', `${layer} is not on this node`));
@@ -127,6 +129,25 @@ test('a snapshot of a blob whose tar nobody has checked does not stand for a lay
   assert.match(JSON.stringify(running), new RegExp(`/m/${evil.slice(7, 19)}`));
   await service.remote.settle(tar, '', forEvil, never);
   assert.equal(service.stat(tar).layer, honest, 'what was checked stands for all');
+  await service.close();
+});
+
+test('of two images that want different layers under one chain ID at the same moment, the checked one stands', {
+  skip,
+}, async () => {
+  const layers = new FakeLayers();
+  const service = open('d', layers);
+  await service.start(never);
+  const [tar, evil, honest] = ['tar', 'evil', 'honest'].map(digestOf) as [Digest, Digest, Digest];
+  layers.tars.set(honest, tar);
+  const gate = Promise.withResolvers<void>();
+  layers.gate = gate.promise;
+  const requests = [ask('r.example/evil:1', evil), ask('r.example/base:1', honest), ask('r.example/evil:1', evil)];
+  const prepared = requests.map((request, i) => service.prepare(`k${i}`, '', remoteLabels(tar, request), never));
+  const outcomes = prepared.map((each) => assert.rejects(each, { code: 'already-exists' }));
+  gate.resolve();
+  await Promise.all(outcomes);
+  assert.equal(service.stat(tar).layer, honest);
   await service.close();
 });
 

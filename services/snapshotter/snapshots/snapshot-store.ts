@@ -314,7 +314,10 @@ export class SnapshotStore {
   requireCommitted(name: string): StoredSnapshot {
     const parent = this.find(name);
     if (parent === undefined) {
-      throw new SnapshotError('not-found', `Cannot find the parent snapshot ${JSON.stringify(name)}`);
+      throw new SnapshotError(
+        'not-found',
+        `Cannot find the parent snapshot ${JSON.stringify(name)}; where the data folder was moved or emptied, kindling pull brings it back`,
+      );
     }
     if (parent.kind !== 'committed') {
       throw new SnapshotError('invalid', `Cannot stand on snapshot ${JSON.stringify(name)}: it is not committed`);
