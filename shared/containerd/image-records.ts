@@ -22,10 +22,15 @@ export interface ImageConfig {
   readonly workingDir: string;
   readonly stopSignal: string;
   readonly diffIds: readonly Digest[];
+  /** Where it says so. */
+  readonly platform: Platform | undefined;
 }
 
 const nullable = z.array(z.string()).nullish();
 const configSchema = z.object({
+  os: z.string().nullish(),
+  architecture: z.string().nullish(),
+  variant: z.string().nullish(),
   config: z
     .object({
       User: z.string().nullish(),
@@ -47,7 +52,7 @@ export function parseImageConfig(bytes: Uint8Array, what: string): ImageConfig {
   } catch (cause) {
     throw new Error(`Cannot read image configuration of ${what}: it is not one`, { cause });
   }
-  const config = parsed.config;
+  const { config, os, architecture, variant } = parsed;
   return {
     user: config?.User ?? '',
     env: config?.Env ?? [],
@@ -56,6 +61,7 @@ export function parseImageConfig(bytes: Uint8Array, what: string): ImageConfig {
     workingDir: config?.WorkingDir || '/',
     stopSignal: config?.StopSignal ?? '',
     diffIds: (parsed.rootfs?.diff_ids ?? []).map((id) => parseDigest(id, `a diff ID of ${what}`)),
+    platform: os && architecture ? { os, architecture, variant: variant ?? undefined } : undefined,
   };
 }
 

@@ -12,6 +12,7 @@ const config: ImageConfig = {
   workingDir: '/srv',
   stopSignal: '',
   diffIds: [],
+  platform: undefined,
 };
 
 test('The image says what runs, the caller may say otherwise', () => {
@@ -56,6 +57,11 @@ test("A chain ID is the digest of its parent's and its own", () => {
 test('A configuration may leave out nearly everything; what is none is refused by name', () => {
   const read = (value: unknown): ImageConfig => parseImageConfig(Buffer.from(JSON.stringify(value)), 'img');
   assert.deepEqual(read({}), { ...config, env: [], entrypoint: [], cmd: [], workingDir: '/' });
+  assert.deepEqual(read({ os: 'linux', architecture: 'arm64' }).platform, {
+    os: 'linux',
+    architecture: 'arm64',
+    variant: undefined,
+  });
   assert.deepEqual(read({ config: { Cmd: null, User: 'www', WorkingDir: '' } }).user, 'www');
   for (const wrong of [[], 'x', { config: { Env: 'A' } }, { rootfs: { diff_ids: ['sha256:short'] } }]) {
     assert.throws(() => read(wrong), /img/);

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { sha256 } from '#shared/digest/digest.ts';
 import { MEDIA_TYPES, parseManifest } from './manifest.ts';
-import { choosePlatform, formatPlatform, parsePlatform } from './platform.ts';
+import { choosePlatform, formatPlatform, parsePlatform, runsOn } from './platform.ts';
 
 const descriptor = { mediaType: MEDIA_TYPES.ociManifest, digest: sha256(), size: 1 };
 const offered = (...names: readonly string[]) =>
@@ -24,6 +24,14 @@ test('the image that runs on a platform is chosen from an index', () => {
     assert.equal(found?.platform && formatPlatform(found.platform), chosen, `${wanted} of ${offers.join()}`);
   }
   assert.throws(() => parsePlatform('linux'), RangeError);
+});
+
+test('what is for another platform does not run, whatever its names for the same one', () => {
+  const runs = (have: string, wanted: string): boolean => runsOn(parsePlatform(have), parsePlatform(wanted));
+  assert.equal(runs('linux/x86_64', 'linux/amd64'), true);
+  assert.equal(runs('linux/arm/v6', 'linux/arm/v7'), true);
+  assert.equal(runs('linux/arm64', 'linux/amd64'), false);
+  assert.equal(runs('windows/amd64', 'linux/amd64'), false);
 });
 
 test('manifests that are malformed or ambiguous are refused with the field', () => {

@@ -39,6 +39,11 @@ export function choosePlatform(manifests: readonly Descriptor[], wanted: Platfor
   return best;
 }
 
+/** Whether what is for `have` runs on `wanted`. */
+export function runsOn(have: Platform, wanted: Platform): boolean {
+  return rankOf(normalise(have), normalise(wanted)) > 0;
+}
+
 /** 0 = does not run there; the higher the better. */
 function rankOf(have: Platform, want: Platform): number {
   if (have.os !== want.os || have.architecture !== want.architecture) return 0;

@@ -2,7 +2,7 @@ import { readFile } from 'node:fs/promises';
 import { Command } from 'commander';
 import { parsePlatform } from '#shared/registry/platform.ts';
 import { type ConversionFlags, conversionText, convertWithProgress, withConversionOptions } from '../conversion.ts';
-import { collect } from '../option-values.ts';
+import { collect, platformText } from '../option-values.ts';
 import { untilInterrupted } from '../until-interrupted.ts';
 
 interface Flags extends ConversionFlags {
@@ -19,7 +19,7 @@ export function command(): Command {
     )
     .argument('<src>', 'image to convert')
     .argument('<dst>', 'name and tag to push to')
-    .option('--platform <os/arch>', 'only this platform (may be repeated; default: all)', collect, [])
+    .option('--platform <os/arch>', 'only this platform (may be repeated; default: all)', addPlatform, [])
     .option(
       '--prioritize <file>',
       'paths that a start reads, one on a line, in order; they come first in their layers',
@@ -34,6 +34,10 @@ export function command(): Command {
     });
     console.log(flags.json === true ? JSON.stringify(result) : conversionText(dst, result));
   });
+}
+
+function addPlatform(value: string, before: readonly string[]): string[] {
+  return collect(platformText(value), before);
 }
 
 /** Empty lines and lines that begin with "#" are skipped. */

@@ -13,6 +13,7 @@ import type { RegistryClient } from '#shared/registry/registry-client.ts';
 import { byteText } from '../byte-text.ts';
 import { withImage, type ImageAccess, type ImageFlags } from '../image-access.ts';
 import { summaryOf, type IndexSummary } from '../index-summary.ts';
+import { platformText } from '../option-values.ts';
 import { ProgressBar } from '../progress-bar.ts';
 import { withRegistryOptions } from '../registry-access.ts';
 import { table } from '../table.ts';
@@ -42,7 +43,7 @@ export function command(): Command {
         'cluster when --nats or NATS_URL names one, beside the image with --push, into files with --output; without any of them the command only reports.',
     )
     .argument('<image>', 'image to index')
-    .option('--platform <os/arch>', 'platform to choose from an index (default: this machine)')
+    .option('--platform <os/arch>', 'platform to choose from an index (default: this machine)', platformText)
     .option('--nats <url>', 'NATS server of the cluster (default: $NATS_URL)')
     .option('--push', 'push the indexes beside the image, as an artifact that refers to it')
     .option('-o, --output <folder>', 'write each index to a file named after its layer');

@@ -22,6 +22,7 @@ import { withImage, type ImageAccess, type ImageFlags } from '../image-access.ts
 import { summaryOf, type IndexSummary } from '../index-summary.ts';
 import { withRegistryOptions } from '../registry-access.ts';
 import { table } from '../table.ts';
+import { platformText } from '../option-values.ts';
 import { untilInterrupted } from '../until-interrupted.ts';
 
 interface LayerReport extends Partial<IndexSummary> {
@@ -50,7 +51,7 @@ export function command(): Command {
       '<image or file>',
       'image in a registry; or a file: a layer blob, or an index that "kindling index -o" has written',
     )
-    .option('--platform <os/arch>', 'platform to choose from an index (default: this machine)')
+    .option('--platform <os/arch>', 'platform to choose from an index (default: this machine)', platformText)
     .option('--nats <url>', 'NATS server of the cluster whose indexes count (default: $NATS_URL)');
   return withRegistryOptions(inspectCommand).action(async (target: string, flags: ImageFlags) => {
     await untilInterrupted(async (signal) => {

@@ -4,6 +4,7 @@ import type { PullEvent } from '#shared/control/control-protocol.ts';
 import { parseReference } from '#shared/registry/reference.ts';
 import { agentOf, controlSocketOption, type AgentFlags } from '../agent-access.ts';
 import { byteText } from '../byte-text.ts';
+import { platformText } from '../option-values.ts';
 import { ProgressBar } from '../progress-bar.ts';
 import { untilInterrupted } from '../until-interrupted.ts';
 
@@ -35,7 +36,7 @@ export function command(): Command {
     .argument('<image>', 'image to pull')
     .addOption(controlSocketOption())
     .option('-n, --namespace <name>', "containerd namespace (default: the agent's)")
-    .option('--platform <os/arch>', 'platform to choose from an index (default: this machine)')
+    .option('--platform <os/arch>', 'platform to choose from an index (default: this machine)', platformText)
     .option('--json', 'print the result as JSON')
     .action(async (image: string, flags: Flags) => {
       // What is no reference is said as that, whether or not an agent is there.

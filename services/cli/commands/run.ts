@@ -12,6 +12,7 @@ import { formatReference, parseReference } from '#shared/registry/reference.ts';
 import { agentOf } from '../agent-access.ts';
 import { byteText } from '../byte-text.ts';
 import { type ContainerFlags, withContainerOptions } from '../container-options.ts';
+import { platformText } from '../option-values.ts';
 import { untilInterrupted } from '../until-interrupted.ts';
 import { waterfall, type Stage } from '../waterfall.ts';
 import { pullImage } from './pull.ts';
@@ -46,7 +47,7 @@ export function command(): Command {
     )
     .argument('<image>', 'image to start')
     .argument('[command...]', "command in place of the image's own; options for kindling stand before the image")
-    .option('--platform <os/arch>', 'platform to choose from an index (default: this machine)')
+    .option('--platform <os/arch>', 'platform to choose from an index (default: this machine)', platformText)
     .option('--json', 'print the waterfall as JSON');
   return withContainerOptions(run, "our name in containerd's configuration")
     .passThroughOptions()

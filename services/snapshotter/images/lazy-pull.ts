@@ -9,8 +9,10 @@ import type { Mount } from '#shared/containerd/gen/types/types.ts';
 import { chainIds, ImageRecords, parseImageConfig } from '#shared/containerd/image-records.ts';
 import { withLease } from '#shared/containerd/leases.ts';
 import type { Descriptor, Platform } from '#shared/registry/manifest.ts';
+import { formatPlatform, runsOn } from '#shared/registry/platform.ts';
 import { formatReference, parseReference, type Reference } from '#shared/registry/reference.ts';
 import type { FetchedImage, RegistryClient } from '#shared/registry/registry-client.ts';
+import { RegistryError } from '#shared/registry/registry-error.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
 import type { LayerRequest, NotLazyError } from '../snapshots/layer-provider.ts';
 import { remoteLabels } from '../snapshots/remote-labels.ts';
@@ -79,7 +81,15 @@ export class LazyPull {
     const image = await this.#deps.registry.platformManifest(reference, options.platform, signal);
     const { config: configDescriptor, layers } = image.parsed;
     const configBytes = await this.#deps.registry.blob(reference.repository, configDescriptor, signal);
-    const { diffIds } = parseImageConfig(configBytes, name);
+    const { diffIds, platform } = parseImageConfig(configBytes, name);
+    // Of an index, the entry was chosen by what the index says.
+    if (image.index === undefined && platform !== undefined && !runsOn(platform, options.platform)) {
+      throw new RegistryError(
+        'not-found',
+        `${name} has no image for ${formatPlatform(options.platform)}; it is for ${formatPlatform(platform)}`,
+        { host: reference.host, repository: reference.path },
+      );
+    }
     if (diffIds.length !== layers.length) {
       throw new Error(
         `Cannot pull ${name}: its manifest has ${layers.length} layers, its configuration ${diffIds.length}; is it a container image?`,
