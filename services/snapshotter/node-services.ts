@@ -32,8 +32,8 @@ const SQLITE_BUSY = 5;
 /** What containerd gets to answer in, where nobody waits for it. */
 const CONTAINERD_MS = 10_000;
 /** Below the keeper's patience with an agent that is not ready. */
-const DATABASE_WAIT_MS = 10_000;
-const DATABASE_RETRY_MS = 20;
+const LEFT_WAIT_MS = 10_000;
+const LEFT_RETRY_MS = 20;
 
 export interface NodeParts {
   readonly values: AgentValues;
@@ -77,7 +77,8 @@ export class NodeServices implements AsyncDisposable {
     await using closing = new AsyncDisposableStack();
     let ready = false;
     if (values.metrics !== undefined) {
-      const http = await serveMetrics(metrics, values.metrics, () => ready);
+      const address = values.metrics;
+      const http = await whenLeft(async () => await serveMetrics(metrics, address, () => ready), signal);
       closing.defer(() => void http.close());
     }
     statistics.watch(metrics, () => {
@@ -88,7 +89,7 @@ export class NodeServices implements AsyncDisposable {
     const trimmer = new MemoryTrimmer(() => workers.activity, logger);
     closing.defer(() => trimmer.stop());
     const snapshots = new SnapshotService({
-      store: await whenUnlocked(() => new SnapshotStore(join(dataDir, 'snapshots.db'), wallClock), signal),
+      store: await whenLeft(() => new SnapshotStore(join(dataDir, 'snapshots.db'), wallClock), signal),
       folders: new SnapshotFolders(join(dataDir, 's')),
       layers: store,
       logger,
@@ -98,7 +99,7 @@ export class NodeServices implements AsyncDisposable {
     await snapshots.start(signal);
     let { bus } = parts;
     if (bus === undefined && embedded !== undefined) {
-      bus = closing.use(await whenUnlocked(async () => await embedded.openBus(), signal));
+      bus = closing.use(await whenLeft(async () => await embedded.openBus(), signal));
     }
     const server =
       link?.heldSocket === values.socket
@@ -211,18 +212,22 @@ export class NodeServices implements AsyncDisposable {
 }
 
 /**
- * Opens a database. An agent that was killed within a call on its own mounts holds it until that call is answered: by us, so the
- * session is served before, and the loop stays free while we wait.
+ * Opens what one process at a time may have: a database, a port. An agent that was killed within a call on its own mounts has it until
+ * that call is answered: by us, so the session is served before, and the loop stays free while we wait.
  */
-async function whenUnlocked<T>(open: () => T | Promise<T>, signal: AbortSignal): Promise<T> {
-  const deadline = performance.now() + DATABASE_WAIT_MS;
+async function whenLeft<T>(open: () => T | Promise<T>, signal: AbortSignal): Promise<T> {
+  const deadline = performance.now() + LEFT_WAIT_MS;
   for (;;) {
     try {
       return await open();
     } catch (error) {
-      const busy = error instanceof Error && 'errcode' in error && error.errcode === SQLITE_BUSY;
-      if (!busy || performance.now() > deadline) throw error;
-      await sleep(DATABASE_RETRY_MS, undefined, { signal });
+      if (!isHeld(error) || performance.now() > deadline) throw error;
+      await sleep(LEFT_RETRY_MS, undefined, { signal });
     }
   }
+}
+
+function isHeld(error: unknown): boolean {
+  if (!(error instanceof Error)) return false;
+  return ('errcode' in error && error.errcode === SQLITE_BUSY) || ('code' in error && error.code === 'EADDRINUSE');
 }

@@ -32,8 +32,8 @@ export interface AgentProcess {
 
 /** How often the agent is looked at: a reader may wait this much longer for the end of an agent that no event tells of. */
 const CHECK_MS = 100;
-/** In which the event comes, where one does. */
-const EVENT_MS = 25;
+/** In which the event comes, where one does: a busy machine takes its time to end a process of many threads. */
+const EVENT_MS = 50;
 const PING_EVERY_CHECKS = 50;
 /** An event loop that is stuck this long serves nobody: the next agent can. Long enough for a machine that is overloaded. */
 const SILENT_MS = 60_000;
