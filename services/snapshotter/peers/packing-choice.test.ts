@@ -20,7 +20,8 @@ test('contents are asked for in the form in which they come sooner, and the othe
   const onBusyMachines = packedOf(choice, 300, 100);
   assert.ok(onBusyMachines > 0 && onBusyMachines < 60, `${onBusyMachines} packed`);
   assert.ok(packedOf(choice, 300, 100) < 10);
-  assert.ok(packedOf(choice, 60, 150) > 40, 'it is found out again');
+  for (let i = 0; i < 3; i++) packedOf(choice, 60, 150);
+  assert.ok(packedOf(choice, 60, 150) > 85, 'it is found out again');
 });
 
 test('where both are as fast contents come packed', () => {

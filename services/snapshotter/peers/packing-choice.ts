@@ -3,11 +3,11 @@ export type PackingMode = 'auto' | 'always' | 'never';
 /** What an older transfer still counts beside the next. */
 const KEPT = 0.8;
 /** Transfers of each kind until one is preferred. */
-const FIRST_TRIES = 4;
+const FIRST_TRIES = 3;
 /** From then on one in so many is of the other kind: what was slower may have become faster. */
-const TRY_EVERY = 16;
-/** Where both are about as fast packed wins: it leaves more of the links to others. */
-const WORTH = 1.15;
+const TRY_EVERY = 32;
+/** Packed has to be so much slower: it leaves more of the links to others, and the next node hands on what it was sent packed as it is. */
+const WORTH = 1.3;
 
 interface Pace {
   bytes: number;
