@@ -5,7 +5,7 @@ import type { SpanBytes } from '../layers/span-source.ts';
 import type { Neighbour, Neighbourhood } from './neighbourhood.ts';
 import { PeerError } from './peer-client.ts';
 import type { Work } from './registry-reads.ts';
-import type { Pick as Taken, SpanPicker } from './span-picker.ts';
+import type { Pick as SpanPick, SpanPicker } from './span-picker.ts';
 import type { SwarmCalls } from './swarm-calls.ts';
 import { SWARM_LIMITS } from './swarm-limits.ts';
 import type { SwarmDeps } from './swarm.ts';
@@ -35,7 +35,7 @@ export interface PeerTransfersOptions {
 }
 
 interface Transfer {
-  readonly pick: Taken<string>;
+  readonly pick: SpanPick<string>;
   readonly neighbour: Neighbour;
   readonly work: Work;
   readonly startMs: number;
@@ -59,6 +59,7 @@ export class PeerTransfers {
     this.#options = options;
   }
 
+  /** Whether any of them is not so slow that what it brings is looked for elsewhere. */
   get someInTime(): boolean {
     for (const { hedged } of this.#transfers) if (!hedged) return true;
     return false;
@@ -74,11 +75,13 @@ export class PeerTransfers {
   urgent(span: number): void {
     const { picker } = this.#options;
     for (const { pick, work, begunMs } of this.#transfers) {
-      if (begunMs === undefined && !pick.demand && work.missing.has(span)) picker.release(span);
+      if (begunMs !== undefined || pick.demand || !work.missing.delete(span)) continue;
+      picker.release(span);
+      if (work.missing.size === 0) work.abort.abort(new Error('It is asked again, for a reader'));
     }
   }
 
-  async take(pick: Taken<string>): Promise<void> {
+  async take(pick: SpanPick<string>): Promise<void> {
     const { deps, picker, works, neighbours, calls, layer, map } = this.#options;
     const neighbour = neighbours.get(pick.neighbour);
     const capability = this.#options.capability();
