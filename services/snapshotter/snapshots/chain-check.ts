@@ -1,7 +1,7 @@
 import { isDigest, sha256, type Digest } from '#shared/digest/digest.ts';
 import { ImageReferenceError, parseReference } from '#shared/registry/reference.ts';
-import type { LayerRequest } from './layer-provider.ts';
-import { remoteRequest, TARGET_LABEL } from './remote-labels.ts';
+import { type LayerRequest, NotLazyError } from './layer-provider.ts';
+import { remoteRequest, TARGET_LABEL, type RemoteRequest } from './remote-labels.ts';
 import type { Snapshot } from './snapshot.ts';
 
 /** containerd's names of snapshots end in the key that the client gave: `namespace/number/key`. Ours may have `@parent` behind it. */
@@ -23,21 +23,38 @@ export function contradictsChain(
   return isDigest(below) && target !== sha256(Buffer.from(`${below} ${diffId}`));
 }
 
+/** @throws NotLazyError `refused` when the layer that was provided is not the one that its snapshot is to stand for */
+export function requireOwnTar(
+  { target, layer }: RemoteRequest,
+  parent: Pick<Snapshot, 'name' | 'labels'> | undefined,
+  diffId: Digest | undefined,
+): void {
+  if (diffId === undefined || !contradictsChain(target, parent, diffId)) return;
+  throw new NotLazyError(
+    'refused',
+    `Refused layer ${layer.layer} of ${layer.imageReference}: its tar has the digest ${diffId}, the configuration of its image names another`,
+  );
+}
+
 /**
  * Whether a committed snapshot may hold something else than the layer that is asked for under its chain ID: it was made of another blob,
- * for an image of another repository, and nobody has checked the tar of that blob against the digest that its image's configuration
- * claims. Who may push to the same repository could replace the image itself.
+ * and the tar of that is another, or nobody has checked it and the blob came for an image of another repository. Who may push to the same
+ * repository could replace the image itself.
  *
- * @param isChecked whether the digest of a layer's tar is known
+ * @param parent what the snapshot stands on
+ * @param tarOf the digest of a layer's tar, where it is known
  */
 export function isContested(
   snapshot: Pick<Snapshot, 'layer' | 'labels'>,
+  parent: Pick<Snapshot, 'name' | 'labels'> | undefined,
   request: Pick<LayerRequest, 'layer' | 'imageReference'>,
-  isChecked: (layer: Digest) => boolean,
+  tarOf: (layer: Digest) => Digest | undefined,
 ): boolean {
   const { layer, labels } = snapshot;
   // Without a layer it was unpacked by containerd, which checks.
-  if (layer === undefined || layer === request.layer || isChecked(layer)) return false;
+  if (layer === undefined || layer === request.layer) return false;
+  const tar = tarOf(layer);
+  if (tar !== undefined) return contradictsChain(labels[TARGET_LABEL] ?? '', parent, tar);
   const origin = repositoryOf(remoteRequest(labels)?.layer.imageReference ?? '');
   return origin === undefined || origin !== repositoryOf(request.imageReference);
 }

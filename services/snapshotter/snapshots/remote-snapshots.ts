@@ -1,6 +1,6 @@
 import type { Digest } from '#shared/digest/digest.ts';
 import { Counter, type Registry } from '#shared/telemetry/metrics.ts';
-import { contradictsChain, isContested } from './chain-check.ts';
+import { isContested, requireOwnTar } from './chain-check.ts';
 import { buildCover } from './cover.ts';
 import { NotLazyError, type LayerRequest, type ProvidedLayer } from './layer-provider.ts';
 import { remoteLabels, remoteRequest, TARGET_LABEL, type RemoteRequest } from './remote-labels.ts';
@@ -141,7 +141,8 @@ export class RemoteSnapshots {
   }
 
   #isContested(there: StoredSnapshot, request: LayerRequest): boolean {
-    return isContested(there, request, (layer) => this.#deps.layers.tarOf(layer) !== undefined);
+    const { layers, store } = this.#deps;
+    return isContested(there, store.find(there.parent), request, (layer) => layers.tarOf(layer));
   }
 
   /** containerd cannot unpack the layer beside the snapshot that is there: the pull has to fail. */
@@ -172,12 +173,7 @@ export class RemoteSnapshots {
     const { layer } = remote.layer;
     const provided = await this.#deps.layers.provide(remote.layer, signal);
     const below = parent === '' ? undefined : this.#deps.store.requireCommitted(parent);
-    if (provided.diffId !== undefined && contradictsChain(remote.target, below, provided.diffId)) {
-      throw new NotLazyError(
-        'refused',
-        `Refused layer ${layer} of ${remote.layer.imageReference}: its tar has the digest ${provided.diffId}, the configuration of its image names another`,
-      );
-    }
+    requireOwnTar(remote, below, provided.diffId);
     if (there !== undefined && provided.diffId === undefined) {
       throw new NotLazyError('refused', 'nobody has checked the tar of this layer either');
     }

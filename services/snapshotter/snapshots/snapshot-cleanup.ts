@@ -84,6 +84,7 @@ export class SnapshotCleanup {
     for (const id of ids) {
       if (!rows.has(id) && !this.#making.has(id)) await folders.remove(id, signal);
     }
+    store.spare();
     for (const layer of this.#unneeded) {
       if (this.#inFlight.has(layer)) continue;
       this.#unneeded.delete(layer);

@@ -32,14 +32,19 @@ export const GRPC_STATUS: Readonly<Record<SnapshotErrorCode, grpcStatus>> = {
 
 const SQLITE_FULL = 13;
 
+export function isDiskFull(cause: unknown): boolean {
+  if (!(cause instanceof Error)) return false;
+  return (
+    ('code' in cause && (cause.code === 'ENOSPC' || cause.code === 'EDQUOT')) ||
+    ('errcode' in cause && cause.errcode === SQLITE_FULL)
+  );
+}
+
 /** What a call failed with, as one of ours where it is: a caller who has gone, a disk that is full. */
 export function toSnapshotError(cause: unknown): unknown {
   if (cause instanceof SnapshotError || !(cause instanceof Error)) return cause;
   if (cause.name === 'AbortError') return new SnapshotError('cancelled', 'The caller has gone', { cause });
-  const isFull =
-    ('code' in cause && (cause.code === 'ENOSPC' || cause.code === 'EDQUOT')) ||
-    ('errcode' in cause && cause.errcode === SQLITE_FULL);
-  if (!isFull) return cause;
+  if (!isDiskFull(cause)) return cause;
   return new SnapshotError(
     'disk-full',
     `No space left on the disk of Kindling's data folder: free some, or set a smaller quota (${cause.message})`,

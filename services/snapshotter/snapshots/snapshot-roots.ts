@@ -1,5 +1,6 @@
 import type { Digest } from '#shared/digest/digest.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
+import { requireOwnTar } from './chain-check.ts';
 import { NotLazyError, type LayerProvider } from './layer-provider.ts';
 import { remoteRequest } from './remote-labels.ts';
 import { SnapshotError } from './snapshot-error.ts';
@@ -10,11 +11,18 @@ import type { StoredSnapshot } from './snapshot-store.ts';
 export class SnapshotRoots {
   readonly #folders: SnapshotFolders;
   readonly #layers: LayerProvider;
+  readonly #parentOf: (snapshot: StoredSnapshot) => StoredSnapshot | undefined;
   readonly #logger: Logger;
 
-  constructor(folders: SnapshotFolders, layers: LayerProvider, logger: Logger) {
+  constructor(
+    folders: SnapshotFolders,
+    layers: LayerProvider,
+    parentOf: (snapshot: StoredSnapshot) => StoredSnapshot | undefined,
+    logger: Logger,
+  ) {
     this.#folders = folders;
     this.#layers = layers;
+    this.#parentOf = parentOf;
     this.#logger = logger;
   }
 
@@ -46,7 +54,10 @@ export class SnapshotRoots {
       const remote = error instanceof NotLazyError ? remoteRequest(snapshot.labels) : undefined;
       if (remote === undefined || remote.layer.layer !== layer) throw error;
       this.#logger.warn({ layer, snapshot: snapshot.name, err: error }, 'a layer was lost: it is provided anew');
-      return (await this.#layers.provide(remote.layer, signal)).path;
+      const provided = await this.#layers.provide(remote.layer, signal);
+      // More may be known of it by now than when the snapshot was made.
+      requireOwnTar(remote, this.#parentOf(snapshot), provided.diffId);
+      return provided.path;
     }
   }
 }

@@ -78,6 +78,12 @@ test('a layer that the node has lost is provided anew from what the snapshot kno
   assert.match(mounts[0]?.source ?? '', /^\/m\//);
   assert.deepEqual(layers.provided[1], layers.provided[0]);
 
+  // Whoever has read it whole by now says that it is another.
+  layers.here.clear();
+  layers.tars.set(request.layer, sha256(Buffer.from('another tar')));
+  await assert.rejects(service.view('again', chain, {}, never), { code: 'unavailable', message: /names another/ });
+  layers.tars.clear();
+
   layers.here.clear();
   layers.lazy = false;
   await assert.rejects(service.view('other', chain, {}, never), { code: 'unavailable', message: /registry is away/ });

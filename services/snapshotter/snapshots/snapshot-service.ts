@@ -48,7 +48,7 @@ export class SnapshotService {
       labelNames: ['result'],
       registers: [deps.metrics],
     });
-    this.#roots = new SnapshotRoots(deps.folders, deps.layers, deps.logger);
+    this.#roots = new SnapshotRoots(deps.folders, deps.layers, ({ parent }) => deps.store.find(parent), deps.logger);
     this.#cleanup = new SnapshotCleanup(deps);
     this.remote = new RemoteSnapshots({ ...deps, roots: this.#roots, cleanup: this.#cleanup });
   }

@@ -1,7 +1,8 @@
 import { DatabaseSync, type StatementSync } from 'node:sqlite';
 import { isDigest, type Digest } from '#shared/digest/digest.ts';
-import { SnapshotError } from './snapshot-error.ts';
+import { isDiskFull, SnapshotError } from './snapshot-error.ts';
 import { SNAPSHOT_LIMITS, type Nanoseconds, type Snapshot, type SnapshotKind } from './snapshot.ts';
+import { SpareSpace } from './spare-space.ts';
 
 /** A layer that containerd had to pull as a whole, kept for `status`. */
 export interface NotLazyRecord {
@@ -12,6 +13,8 @@ export interface NotLazyRecord {
   readonly at: Nanoseconds;
 }
 
+/** A removal writes a few pages of 4 KiB; containerd removes the snapshots of a pull that has failed one after another. */
+const SPARE_BYTES = 256 * 1024;
 /** The newest ones say what there is to say. */
 const MAX_NOT_LAZY_RECORDS = 1000;
 
@@ -72,10 +75,12 @@ export class SnapshotStore {
   readonly #now: () => Nanoseconds;
   readonly #byName: StatementSync;
   readonly #ancestors: StatementSync;
+  readonly #spare: SpareSpace;
   #closed = false;
 
   constructor(path: string, now: () => Nanoseconds) {
     this.#now = now;
+    this.#spare = new SpareSpace(`${path}-spare`, SPARE_BYTES);
     this.#db = new DatabaseSync(path, { readBigInts: true });
     // EXCLUSIVE before WAL: the log's index then lives in our heap and not in a shared-memory file, whose pages a full
     // disk turns into SIGBUS.
@@ -263,7 +268,22 @@ export class SnapshotStore {
       .run(usage.sizeBytes, usage.inodes, id);
   }
 
+  /** Works on a full disk too: what else should free it? */
   remove(name: string): StoredSnapshot {
+    try {
+      return this.#remove(name);
+    } catch (error) {
+      if (!isDiskFull(error) || !this.#spare.release()) throw error;
+      return this.#remove(name);
+    }
+  }
+
+  /** Folders of removed snapshots have gone: there may be room again for the next time. */
+  spare(): void {
+    if (!this.#closed) this.#spare.refill();
+  }
+
+  #remove(name: string): StoredSnapshot {
     return this.#transaction(() => {
       const snapshot = this.get(name);
       if (this.#db.prepare('SELECT 1 FROM snapshots WHERE parent_id = ? LIMIT 1').get(snapshot.id) !== undefined) {
