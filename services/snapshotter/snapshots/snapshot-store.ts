@@ -13,7 +13,7 @@ export interface NotLazyRecord {
   readonly at: Nanoseconds;
 }
 
-/** A removal writes a few pages of 4 KiB; containerd removes the snapshots of a pull that has failed one after another. */
+/** A removal writes a few pages of 4 KiB, and the log of changes may have to be put into the database first. */
 const SPARE_BYTES = 256 * 1024;
 /** The newest ones say what there is to say. */
 const MAX_NOT_LAZY_RECORDS = 1000;
@@ -273,7 +273,10 @@ export class SnapshotStore {
     try {
       return this.#remove(name);
     } catch (error) {
-      if (!isDiskFull(error) || !this.#spare.release()) throw error;
+      if (!isDiskFull(error)) throw error;
+      this.#spare.release();
+      // The log of changes begins anew, in the room that it has had.
+      this.#db.exec('PRAGMA wal_checkpoint(TRUNCATE)');
       return this.#remove(name);
     }
   }

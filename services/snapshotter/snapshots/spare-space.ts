@@ -14,11 +14,9 @@ export class SpareSpace {
     this.refill();
   }
 
-  /** Gives the space up. False: it has been given up already. */
-  release(): boolean {
-    if (!existsSync(this.#path)) return false;
+  /** Gives the space up. */
+  release(): void {
     rmSync(this.#path, { force: true });
-    return true;
   }
 
   /** Takes it (again), where the disk has it; else another time. */
