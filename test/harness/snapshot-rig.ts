@@ -19,6 +19,7 @@ const noLayers: LayerProvider = {
   provide: (request) => Promise.reject(new NotLazyError('no-index', `no index of ${request.layer}`)),
   mountOf: (layer) => Promise.reject(new NotLazyError('no-index', `no index of ${layer}`)),
   tarOf: () => undefined,
+  learnTar: () => Promise.resolve(),
   usage: () => ({ sizeBytes: 0, inodes: 0 }),
   release: () => Promise.resolve(),
 };

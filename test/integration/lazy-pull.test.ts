@@ -45,6 +45,7 @@ class FolderLayers implements LayerProvider {
     return found === undefined ? Promise.reject(new NotLazyError('no-index', 'gone')) : Promise.resolve(found.path);
   }
   tarOf(): undefined {}
+  async learnTar(): Promise<void> {}
   usage(): { readonly sizeBytes: number; readonly inodes: number } {
     return { sizeBytes: 4096, inodes: 1 };
   }

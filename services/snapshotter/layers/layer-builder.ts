@@ -142,6 +142,31 @@ export class LayerBuilder {
     }
   }
 
+  /**
+   * The digest of the tar of a layer that was made by its TOC, from an index that somebody else has made by now; undefined where nobody
+   * has, or where it says something else than the TOC.
+   */
+  async tarOf(
+    request: LayerRequest,
+    made: Pick<LayerRecord, 'metadataDigest' | 'mapDigest'>,
+    signal: AbortSignal,
+  ): Promise<Digest | undefined> {
+    const { layer } = request;
+    const { metadataDigest, mapDigest } = made;
+    try {
+      const index = await this.#findIndex(await this.#resolve(request, signal), signal);
+      if (index === undefined) return undefined;
+      const job = { kind: 'compare-index', layer, index, metadataDigest, mapDigest } as const;
+      const { same, diffId } = await this.#workers.run(job, 'prefetch');
+      if (same) return diffId;
+      this.#logger.error({ layer }, 'a layer was made by a table of contents that its index contradicts');
+    } catch (error) {
+      signal.throwIfAborted();
+      this.#logger.warn({ layer, err: error }, 'Cannot learn the digest of a layer');
+    }
+    return undefined;
+  }
+
   async #buildIn(folder: string, resolved: ResolvedRequest, signal: AbortSignal): Promise<Built> {
     const index = await this.#findIndex(resolved, signal);
     if (index !== undefined) {

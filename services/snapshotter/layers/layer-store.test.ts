@@ -163,6 +163,31 @@ async function powerLoss(dataDir: string): Promise<void> {
   await writeFile(join(dataDir, 'boot.json'), JSON.stringify({ bootId: 'another boot', clean: false }));
 }
 
+test('the digest of a tar is learned from an index that lays the layer out as it is here, and kept', async () => {
+  const blob = new FakeBlob('tar', 6);
+  const index = { ...indexOfTar(blob.bytes, 20_480), diffId: undefined };
+  let found = encodeLayerIndex(index);
+  const indexes = [{ find: () => Promise.resolve(found) }];
+  const first = setup([blob], { indexes });
+  await first.store.start(never);
+  await first.store.provide(blob.request(), never);
+  const learned = async (): Promise<Digest | undefined> => {
+    await first.store.learnTar(blob.request(), never);
+    return first.store.tarOf(blob.layer);
+  };
+  assert.equal(await learned(), undefined);
+  const diffId = sha256(Buffer.from('its tar'));
+  found = encodeLayerIndex({ ...indexOfTar(blob.bytes, 10_240), diffId });
+  assert.equal(await learned(), undefined, 'that is of a layer with other spans');
+  found = encodeLayerIndex({ ...index, diffId });
+  assert.equal(await learned(), diffId);
+  await first.store.close();
+  const second = setup([blob], { folder: first.dataDir });
+  await second.store.start(never);
+  assert.equal(second.store.tarOf(blob.layer), diffId);
+  await second.store.close();
+});
+
 test('a layer is mounted at once, fetched as it is read, and found again by the next agent', async () => {
   const blob = new FakeBlob('a', 12);
   const first = setup([blob]);

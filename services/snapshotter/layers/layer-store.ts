@@ -21,7 +21,7 @@ import type { PublishIndex } from './index-news.ts';
 import { LayerBuilder, type StreamBuilder } from './layer-builder.ts';
 import { LayerDirectory } from './layer-directory.ts';
 import { LayerReadError } from './layer-error.ts';
-import { requireSameToc } from './layer-record.ts';
+import { isOfNodeOnly, requireSameToc } from './layer-record.ts';
 import type { LayerMounts } from './layer-mounts.ts';
 import type { LayerStatistics } from './layer-statistics.ts';
 import type { SpanSource } from './span-source.ts';
@@ -244,6 +244,13 @@ export class LayerStore implements LayerFiles, LayerProvider {
 
   tarOf(digest: Digest): Digest | undefined {
     return this.#layers.get(digest)?.record.diffId;
+  }
+
+  async learnTar(request: LayerRequest, signal: AbortSignal): Promise<void> {
+    const layer = this.#layers.get(request.layer);
+    if (layer === undefined || layer.record.diffId !== undefined || isOfNodeOnly(layer.record)) return;
+    const diffId = await this.#builder.tarOf(request, layer.record, signal);
+    if (diffId !== undefined) await layer.setTar(diffId);
   }
 
   usage(digest: Digest): { readonly sizeBytes: number; readonly inodes: number } {

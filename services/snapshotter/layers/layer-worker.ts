@@ -8,6 +8,7 @@ import { type EarlyParts, SpanDecoder } from '#shared/formats/span-decoder.ts';
 import { indexFromToc } from '#shared/formats/toc/index-from-toc.ts';
 import { type FoundToc, tocFromOutside, tocFromTail } from '#shared/formats/toc/toc-tail.ts';
 import { decodeLayerIndex } from '#shared/layer/index-codec.ts';
+import { buildLayerImage } from '#shared/layer/layer-image.ts';
 import { LayerError, type LayerIndex } from '#shared/layer/layer-index.ts';
 import { parseSpanMap, type DecodableSpanMap } from '#shared/layer/span-map-file.ts';
 import { SPAN_MAP_HEADER_BYTES } from '#shared/layer/span-map-layout.ts';
@@ -87,6 +88,12 @@ function run(job: WorkerJob, early: () => void): WorkerResults[keyof WorkerResul
       const built = layOut(decodeLayerIndex(job.index, job.layer), job.folder);
       writeFileSync(join(job.folder, LAYER_FILES.index), job.index, { mode: 0o600 });
       return { ...built.layer, indexDigest: sha256(job.index) };
+    }
+    case 'compare-index': {
+      const index = decodeLayerIndex(job.index, job.layer);
+      const { metadata, map } = buildLayerImage(index);
+      const same = sha256(metadata) === job.metadataDigest && sha256(map) === job.mapDigest;
+      return { same, diffId: index.diffId };
     }
     case 'build-tail': {
       const { layer, tail, blobSize, annotations, folder } = job;

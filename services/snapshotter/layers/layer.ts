@@ -241,6 +241,12 @@ export class Layer implements FetchTarget, LayerFile {
     await this.#context.directory.writeRecord(next);
   }
 
+  /** The digest of its tar, which somebody has found out by now. */
+  async setTar(diffId: Digest): Promise<void> {
+    this.#record = { ...this.#record, diffId };
+    await this.#context.directory.writeRecord(this.#record);
+  }
+
   /** For the order of eviction, also after a restart. */
   async touch(): Promise<void> {
     const now = new Date();

@@ -37,6 +37,14 @@ export type WorkerJob =
       readonly index: Uint8Array;
     }
   | {
+      /** Whether an index lays the layer out as it is here. */
+      readonly kind: 'compare-index';
+      readonly layer: Digest;
+      readonly index: Uint8Array;
+      readonly metadataDigest: Digest;
+      readonly mapDigest: Digest;
+    }
+  | {
       readonly kind: 'build-tail';
       readonly layer: Digest;
       readonly folder: string;
@@ -75,6 +83,8 @@ export interface WorkerResults {
   verify: boolean;
   check: boolean;
   'build-index': BuiltLayer;
+  /** The digest of the layer's tar, where the index knows it. */
+  'compare-index': { readonly same: boolean; readonly diffId: Digest | undefined };
   'build-tail':
     | { readonly kind: 'built'; readonly layer: BuiltLayer; readonly spansStored: number }
     /** The TOC begins at this offset of the blob: ask again with the tail from there. */

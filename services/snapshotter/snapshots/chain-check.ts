@@ -37,9 +37,9 @@ export function requireOwnTar(
 }
 
 /**
- * Whether a committed snapshot may hold something else than the layer that is asked for under its chain ID: it was made of another blob,
- * and the tar of that is another, or nobody has checked it and the blob came for an image of another repository. Who may push to the same
- * repository could replace the image itself.
+ * Whether a committed snapshot may hold something else than what is asked for under its chain ID: the tar of its layer is another, or nobody
+ * has checked it, and it was made of another blob, for an image of another repository. Who may push to the same repository could replace the
+ * image itself.
  *
  * @param parent what the snapshot stands on
  * @param tarOf the digest of a layer's tar, where it is known
@@ -52,9 +52,10 @@ export function isContested(
 ): boolean {
   const { layer, labels } = snapshot;
   // Without a layer it was unpacked by containerd, which checks.
-  if (layer === undefined || layer === request.layer) return false;
+  if (layer === undefined) return false;
   const tar = tarOf(layer);
   if (tar !== undefined) return contradictsChain(labels[TARGET_LABEL] ?? '', parent, tar);
+  if (layer === request.layer) return false;
   const origin = repositoryOf(remoteRequest(labels)?.layer.imageReference ?? '');
   return origin === undefined || origin !== repositoryOf(request.imageReference);
 }

@@ -50,6 +50,8 @@ export interface LayerProvider {
   mountOf(layer: Digest, signal: AbortSignal): Promise<string>;
   /** Digest of the layer's tar; undefined where nobody has seen all of it. */
   tarOf(layer: Digest): Digest | undefined;
+  /** Asks those who may have read a layer whole for what `tarOf` does not know. The layer is here, as `request` had asked for it. */
+  learnTar(request: LayerRequest, signal: AbortSignal): Promise<void>;
   /** Bytes and inodes on this node's disk. */
   usage(layer: Digest): { readonly sizeBytes: number; readonly inodes: number };
   /** No snapshot needs the layer any more: unmount; its cache stays until the quota wants the space. Idempotent. */

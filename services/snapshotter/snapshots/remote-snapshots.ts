@@ -80,8 +80,13 @@ export class RemoteSnapshots {
    * @throws SnapshotError `failed-precondition` where nothing sound can take its place
    */
   async settle(target: string, parent: string, request: LayerRequest, signal: AbortSignal): Promise<void> {
-    const there = this.#deps.store.findTarget(TARGET_LABEL, target, parent);
-    if (there === undefined || !this.#isContested(there, request)) return;
+    const { store, layers } = this.#deps;
+    const there = store.findTarget(TARGET_LABEL, target, parent);
+    if (there?.layer === undefined) return;
+    // Every pull of an image comes by here: by now its layers may have been indexed.
+    const origin = remoteRequest(there.labels)?.layer;
+    if (origin !== undefined && layers.tarOf(there.layer) === undefined) await layers.learnTar(origin, signal);
+    if (!this.#isContested(there, request)) return;
     await this.provide({ target, layer: request }, parent, remoteLabels(target, request), signal);
   }
 
@@ -152,7 +157,7 @@ export class RemoteSnapshots {
     this.#contested.inc({ outcome: 'refused' });
     const error = new SnapshotError(
       'failed-precondition',
-      `Refused layer ${layer} of ${imageReference}: snapshot ${there.name} was made of layer ${there.layer} of ${origin}, whose tar nobody has checked, and cannot be replaced: ${cause.message}. Remove ${origin}, then pull again`,
+      `Refused layer ${layer} of ${imageReference}: snapshot ${there.name} was made of layer ${there.layer} of ${origin}, whose tar was not checked then, and cannot be replaced: ${cause.message}. Remove ${origin}, then pull again`,
       { cause },
     );
     this.#deps.logger.error(

@@ -22,6 +22,8 @@ class FakeLayers implements LayerProvider {
   readonly provided: LayerRequest[] = [];
   readonly here = new Set<Digest>();
   readonly tars = new Map<Digest, Digest>();
+  /** What is known by others. */
+  readonly learned = new Map<Digest, Digest>();
   lazy = true;
   gate = Promise.resolve();
   async provide(request: LayerRequest): Promise<ProvidedLayer> {
@@ -37,6 +39,11 @@ class FakeLayers implements LayerProvider {
   }
   tarOf(layer: Digest): Digest | undefined {
     return this.tars.get(layer);
+  }
+  learnTar({ layer }: LayerRequest): Promise<void> {
+    const tar = this.learned.get(layer);
+    if (tar !== undefined) this.tars.set(layer, tar);
+    return Promise.resolve();
   }
   usage(): { readonly sizeBytes: number; readonly inodes: number } {
     return { sizeBytes: 0, inodes: 0 };
@@ -138,6 +145,37 @@ test('a snapshot of a blob whose tar nobody has checked does not stand for a lay
   await service.close();
 });
 
+test('what is learned of a tar when its image is pulled again makes its snapshot good for all, or for nobody', {
+  skip,
+}, async () => {
+  const layers = new FakeLayers();
+  const service = open('e', layers);
+  await service.start(never);
+  const [tar, chunked, gzip, evil] = ['tar', 'chunked', 'gzip', 'evil'].map(digestOf) as [
+    Digest,
+    Digest,
+    Digest,
+    Digest,
+  ];
+  const there = { code: 'already-exists' };
+  const forChunked = ask('r.example/a:1', chunked);
+  await assert.rejects(service.prepare('k1', '', remoteLabels(tar, forChunked), never), there);
+  layers.learned.set(chunked, tar);
+  await service.remote.settle(tar, '', ask('r.example/b:1', gzip), never);
+  assert.equal(service.stat(tar).layer, chunked, 'it is the same');
+
+  const other = digestOf('other tar');
+  const forEvil = ask('r.example/evil:1', evil);
+  await assert.rejects(service.prepare('k2', '', remoteLabels(other, forEvil), never), there);
+  await service.remote.settle(other, '', forEvil, never);
+  layers.learned.set(evil, digestOf('yet another tar'));
+  await assert.rejects(service.remote.settle(other, '', forEvil, never), {
+    code: 'failed-precondition',
+    message: /its tar has the digest/,
+  });
+  await service.close();
+});
+
 test('of two images that want different layers under one chain ID at the same moment, the checked one stands', {
   skip,
 }, async () => {
@@ -165,7 +203,10 @@ test('where nothing that was checked can take the place of such a snapshot, the 
   await service.start(never);
   const [tar, evil, other] = ['tar', 'evil', 'other'].map(digestOf) as [Digest, Digest, Digest];
   await assert.rejects(service.prepare('k', '', remoteLabels(tar, ask('r.example/evil:1', evil)), never));
-  const refused = { code: 'failed-precondition', message: /made of layer .* of r\.example\/evil:1, whose tar nobody/ };
+  const refused = {
+    code: 'failed-precondition',
+    message: /made of layer .* of r\.example\/evil:1, whose tar was not checked/,
+  };
   const request = ask('r.example/base:1', other);
   await assert.rejects(service.prepare('k', '', remoteLabels(tar, request), never), refused);
   await assert.rejects(service.remote.settle(tar, '', request, never), refused);
