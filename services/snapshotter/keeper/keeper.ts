@@ -7,13 +7,13 @@
  * SIGHUP: nothing.
  */
 import { flushCompileCache } from 'node:module';
-import { createServer } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { chooseTransport } from '../fuse/choose.ts';
 import { mountDevice } from '../fuse/device-mount.ts';
 import { compileAgent, currentScript, startAgent, type AgentEnd, type AgentProcess } from './agent-process.ts';
 import { parseKeeperArguments, type KeeperOptions } from './keeper-arguments.ts';
 import { FrontDoor } from './front-door.ts';
+import { isAnswered, lockFolder } from './keeper-lock.ts';
 import { createLogRelay, type LogRelay } from './log-relay.ts';
 import type { Turn } from './keeper-link.ts';
 import { sessionUse } from '../mounts/session-users.ts';
@@ -31,15 +31,15 @@ const EXIT_CONFIG = 78;
 
 /** Resolves with the exit code. */
 async function keep(options: KeeperOptions, log: LogRelay): Promise<number> {
-  if (!(await lock(options.mount))) {
+  if (!(await lockFolder(options.mount))) {
     log.say('error', `Another keeper holds ${options.mount}: stop it first`);
     return 1;
   }
-  if (options.socket !== undefined && !(await lock(options.socket))) {
-    log.say('error', `Another keeper holds ${options.socket}: stop it first, or set another socket (KINDLING_SOCKET)`);
+  const stale = await clearStale(options.mount);
+  if (options.socket !== undefined && (await isAnswered(options.socket))) {
+    log.say('error', `Another process answers on ${options.socket}: stop it, or set another socket (KINDLING_SOCKET)`);
     return 1;
   }
-  const stale = await clearStale(options.mount);
   if (stale.mounts + stale.agents > 0) log.say('warn', 'Cleared what an earlier keeper left', stale);
   const transport = await chooseTransport(options.transport);
   const device = transport === 'device' ? await mountDevice(options.mount) : undefined;
@@ -223,16 +223,6 @@ async function keep(options: KeeperOptions, log: LogRelay): Promise<number> {
   await door?.close();
   await device?.close();
   return code;
-}
-
-/** An abstract socket: the kernel gives it up with the process, whatever ends it. */
-async function lock(path: string): Promise<boolean> {
-  return await new Promise<boolean>((resolve) => {
-    const server = createServer((socket) => socket.destroy());
-    server.once('error', () => resolve(false));
-    server.listen({ path: `\0kindling-keeper:${path}` }, () => resolve(true));
-    server.unref();
-  });
 }
 
 // Its modules are compiled now, for the one that is to stay.
