@@ -41,8 +41,8 @@ export async function agentMain(loadEmbedded?: () => Promise<EmbeddedSetup>): Pr
   let first: FirstReads | undefined;
   try {
     if (link?.turn === 'next') first = await serveFirst(link, stop.signal);
-    await loadZod();
-    if (first !== undefined) await loadInParts();
+    if (first === undefined) await loadZod();
+    else await loadInParts();
     const { prepareAgent } = await import('./agent-start.ts');
     const run = await prepareAgent(await loadEmbedded?.());
     // A version that does not load is to be refused before it serves.
@@ -101,6 +101,7 @@ async function compileModules(loadEmbedded: (() => Promise<EmbeddedSetup>) | und
 /** What the agent takes, the largest parts one by one: readers are answered in between. The order is that of their use. */
 async function loadInParts(): Promise<void> {
   const parts = [
+    loadZod,
     () => import('./config.ts'),
     () => import('#shared/telemetry/logger.ts'),
     () => import('#shared/telemetry/metrics.ts'),
