@@ -10,11 +10,14 @@ trap 'rm -rf "/host$checkout"' EXIT
 cp -R /opt/kindling/. "/host$checkout"
 
 env=/host/etc/kindling/node.env
-{
-  cat /settings/node.env
-  echo "NATS_URL=$NATS_URL"
-} >"$env.new"
-chmod 600 "$env.new"
+# Secret from the first byte.
+(
+  umask 077
+  {
+    cat /settings/node.env
+    echo "NATS_URL=$NATS_URL"
+  } >"$env.new"
+)
 if cmp -s "$env.new" "$env"; then
   rm "$env.new"
 else
