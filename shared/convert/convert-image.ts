@@ -1,7 +1,7 @@
 import { tmpdir } from 'node:os';
 import { sha256, type Digest } from '#shared/digest/digest.ts';
 import { type Descriptor, type ImageManifest, MEDIA_TYPES, type Platform } from '#shared/registry/manifest.ts';
-import { choosePlatform, formatPlatform } from '#shared/registry/platform.ts';
+import { choosePlatform, formatPlatform, runsOn } from '#shared/registry/platform.ts';
 import { formatReference, type Reference } from '#shared/registry/reference.ts';
 import type { FetchedManifest, RegistryClient } from '#shared/registry/registry-client.ts';
 import { RegistryError } from '#shared/registry/registry-error.ts';
@@ -182,6 +182,13 @@ async function convertOne(
     what,
   );
   const platform = formatPlatform(image.entry?.platform ?? config);
+  const wanted = options.platforms;
+  if (image.entry === undefined && wanted !== 'all' && !wanted.some((one) => runsOn(config, one))) {
+    throw new ConvertError(
+      'nothing-to-convert',
+      `Cannot convert ${formatReference(source)}: it is for ${platform}, not for ${wanted.map(formatPlatform).join(', ')}`,
+    );
+  }
   const layers = await inParallel(manifest.layers, signal, async (layer, index, signal) => {
     const diffId = config.diffIds[index] ?? layer.digest;
     let bytesRead = 0;

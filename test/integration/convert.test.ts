@@ -137,6 +137,9 @@ suite('convert', () => {
         one.images[0]?.layers.map((layer) => layer.action),
         ['kept', 'kept'],
       );
+      const other = hostPlatform().architecture === 'arm64' ? 'linux/amd64' : 'linux/arm64';
+      const none = convertImage({ ...copy, source: copy.target, platforms: [parsePlatform(other)] }, signal);
+      await assert.rejects(none, { name: 'ConvertError', code: 'nothing-to-convert' });
 
       const chunked: ConvertOptions = {
         ...options,
