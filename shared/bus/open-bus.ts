@@ -3,7 +3,6 @@ import { z } from 'zod';
 import { bytes, integer, optionalText, type Settings, type Values } from '#shared/config/settings.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
 import type { Bus } from './bus.ts';
-import { LocalBus } from './local-bus.ts';
 
 /** Every service that uses the bus has these among its settings. */
 export const busSettings = {
@@ -42,8 +41,11 @@ export async function openBus(
   directory: string | undefined,
   logger: Logger,
 ): Promise<Bus> {
-  if (values.natsUrl === undefined) return new LocalBus(directory, values);
-  // Loaded only where it is used: a single node does not pay for the client.
+  // Each is loaded only where it is used: the agent reads these settings too, and readers may wait for it.
+  if (values.natsUrl === undefined) {
+    const { LocalBus } = await import('./local-bus.ts');
+    return new LocalBus(directory, values);
+  }
   const { NatsBus } = await import('./nats-bus.ts');
   return new NatsBus({
     url: values.natsUrl,
