@@ -47,14 +47,18 @@ const workers = new WorkerPool({ size: 2 });
       const order = (await json(request)) as LayerReference &
         readonly LayerPart[] & { readonly file: string; readonly how: Misbehaviour };
       let startup: readonly StartupSpan[] = [];
+      let digest = '';
       const startMs = performance.now();
       switch (request.url) {
         case '/index':
           await indexes.publish(order.digest, await readFile(order.file), stop.signal);
           break;
         case '/provide':
+          await node.provide(order, stop.signal);
+          break;
         case '/read':
           await node.provide(order, stop.signal);
+          digest = await node.imageDigest(order.digest, stop.signal);
           break;
         case '/fetch':
           await node.fetchAll(order, stop.signal);
@@ -77,11 +81,8 @@ const workers = new WorkerPool({ size: 2 });
         sum.peer += bytesBySource.peer;
         sum.errors += errors;
       }
-      const digests = /^\/(fetch|read)$/.test(request.url ?? '') ? layers : [];
-      const digest =
-        request.url === '/startup-digest'
-          ? await node.startupDigest(order, stop.signal)
-          : (await Promise.all(digests.map((layer) => node.imageDigest(layer, stop.signal)))).join();
+      if (request.url === '/startup-digest') digest = await node.startupDigest(order, stop.signal);
+      if (request.url === '/fetch') digest = await node.imageDigest(order.digest, stop.signal);
       response.end(JSON.stringify({ ...sum, startup, completeMs, digest, up: node.peers.link.up, announced }));
     })().catch((error: unknown) => response.writeHead(500).end(String(error)));
   });
