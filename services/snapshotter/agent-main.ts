@@ -1,16 +1,24 @@
 import { flushCompileCache } from 'node:module';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { loadZod } from '#shared/config/load-zod.ts';
 import type { Settings } from '#shared/config/settings.ts';
 import { dataFolderOf } from './data-folder.ts';
 import type { EmbeddedServices } from './embedded-services.ts';
 import { openFirstReads, type FirstReads } from './first-reads.ts';
 import { connectKeeper, type KeeperLink } from './keeper/keeper-link.ts';
+import { loadInParts } from './load-in-parts.ts';
 
 /** EX_CONFIG of sysexits.h: the keeper does not start us again with the same settings. */
 const EXIT_CONFIG = 78;
-/** Enough for the requests that wait in the kernel. */
-const BETWEEN_PARTS_MS = 2;
+
+/** The larger parts of what the agent takes to serve readers, in the order of their use. */
+const READERS_PARTS = [
+  loadZod,
+  () => import('./config.ts'),
+  () => import('#shared/telemetry/logger.ts'),
+  () => import('#shared/telemetry/metrics.ts'),
+  () => import('#shared/registry/open-registry.ts'),
+  () => import('./agent-start.ts'),
+] as const;
 
 export interface EmbeddedSetup {
   /** Settings of the embedded services, so that they are not taken for misspelt ones of ours. */
@@ -42,7 +50,7 @@ export async function agentMain(loadEmbedded?: () => Promise<EmbeddedSetup>): Pr
   try {
     if (link?.turn === 'next') first = await serveFirst(link, stop.signal);
     if (first === undefined) await loadZod();
-    else await loadInParts();
+    else await loadInParts(READERS_PARTS);
     const { prepareAgent } = await import('./agent-start.ts');
     const run = await prepareAgent(await loadEmbedded?.());
     // A version that does not load is to be refused before it serves.
@@ -96,22 +104,6 @@ async function compileModules(loadEmbedded: (() => Promise<EmbeddedSetup>) | und
   ]);
   flushCompileCache();
   process.exit();
-}
-
-/** What the agent takes, the largest parts one by one: readers are answered in between. The order is that of their use. */
-async function loadInParts(): Promise<void> {
-  const parts = [
-    loadZod,
-    () => import('./config.ts'),
-    () => import('#shared/telemetry/logger.ts'),
-    () => import('#shared/telemetry/metrics.ts'),
-    () => import('#shared/registry/open-registry.ts'),
-    () => import('./agent-start.ts'),
-  ];
-  for (const part of parts) {
-    await sleep(BETWEEN_PARTS_MS);
-    await part();
-  }
 }
 
 async function serveFirst(link: KeeperLink, signal: AbortSignal): Promise<FirstReads | undefined> {

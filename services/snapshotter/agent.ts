@@ -19,6 +19,7 @@ import type { FirstReads } from './first-reads.ts';
 import { openDeviceSession } from './fuse/device-session.ts';
 import type { FuseSession } from './fuse/fuse-session.ts';
 import type { KeeperLink } from './keeper/keeper-link.ts';
+import { loadInParts } from './load-in-parts.ts';
 import { LayerMounts } from './layers/layer-mounts.ts';
 import { LayerStatistics } from './layers/layer-statistics.ts';
 import { LayerStore } from './layers/layer-store.ts';
@@ -36,6 +37,13 @@ const SESSION_GRACE_MS = 2_000;
 
 /** containerd waits this much longer at most, where readers wait for a registry that takes its time. */
 const READERS_FIRST_MS = 300;
+
+/** The larger parts of what NodeServices take. */
+const SERVICES_PARTS = [
+  () => import('#shared/containerd/containerd-client.ts'),
+  () => import('./control/agent-control.ts'),
+  () => import('./snapshots/snapshot-server.ts'),
+] as const;
 
 /** How the agent came to run. */
 export interface AgentStart {
@@ -130,7 +138,10 @@ export async function runAgent(
   });
 
   // Who has waited since the last agent ended has waited long enough: loading what is next would keep the loop busy.
-  if (first !== undefined) await Promise.race([first.layers.waitersAnswered(), sleep(READERS_FIRST_MS)]);
+  if (first !== undefined) {
+    await Promise.race([first.layers.waitersAnswered(), sleep(READERS_FIRST_MS)]);
+    await loadInParts(SERVICES_PARTS);
+  }
   const { NodeServices } = await import('./node-services.ts');
   const services = closing.use(
     await NodeServices.open(
