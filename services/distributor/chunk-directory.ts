@@ -85,7 +85,7 @@ export interface ReportTable {
 }
 
 export interface LayerTable {
-  /** The node is a member of the layer from now on. Returns how long each lease was out whose span it has read, milliseconds. */
+  /** The node is a member of the layer from now on. Returns how long it took for each leased span that it has read, milliseconds. */
   change(
     layer: Digest,
     node: string,

@@ -170,6 +170,24 @@ export function directoryConformance(name: string, open: () => Promise<ChunkDire
     assert.deepEqual(await change('a', { gained: [4] }, 900), []);
   });
 
+  it('a node that reads one span after the other is late only when that does not go on', async (directory, layer) => {
+    const { layers: table } = directory;
+    const change = async (more: object, now: number) =>
+      await table.change(layer, 'a', { spanCount: 20, ...more }, now, TERMS);
+    await change({ wants: wants(1, 2, 3), fetching: [1, 2, 3] }, 0);
+    assert.deepEqual(await change({ gained: [1], read: [1], fetching: [2, 3] }, 3 * LEASE_MS), [3 * LEASE_MS]);
+    const fetching = { fetching: [2, 3] };
+    for (let now = 4 * LEASE_MS; now < 7 * LEASE_MS; now += LEASE_MS / 2) {
+      await change(fetching, now);
+      assert.equal((await table.look(layer, now, TERMS, LIMITS)).outstanding, 2);
+    }
+    await change(fetching, 7 * LEASE_MS);
+    assert.deepEqual((await table.look(layer, 7 * LEASE_MS, TERMS, LIMITS)).unread, [2, 3]);
+    // Too late: they may have been given to others.
+    await change({ gained: [2], read: [2] }, 8 * LEASE_MS);
+    assert.deepEqual((await table.look(layer, 8 * LEASE_MS, TERMS, LIMITS)).unread, [3]);
+  });
+
   it('a span is located at its holders, else at the one who fetches it, else leased to the asker', async (directory, layer) => {
     const { layers: table } = directory;
     await table.change(layer, 'a', { spanCount: 20, have: wants(1, 9) }, 0, TERMS);

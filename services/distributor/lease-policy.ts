@@ -37,19 +37,22 @@ export const LEASE_LIMITS = {
   /** Spans that a node which is alone gets at once. */
   alone: 64,
   /** A lease not renewed by its holder in this time is over. */
-  ttlMs: 3_000,
+  ttlMs: 4_000,
 } as const;
 
 /** How long leases last. */
 export interface LeaseTerms {
   /** Since it was given or renewed. */
   readonly ttlMs: number;
-  /** Since it was given: from then on also another node may read, since its holder is too slow for those who wait. */
+  /**
+   * Since it was given, or its holder had read another span: from then on also another node may read, since its holder is too slow for
+   * those who wait.
+   */
   readonly ageMs: number;
 }
 
 export const AGE_LIMITS = {
-  /** Of the median read, as long as the latest ones took from the lease to the verified span. */
+  /** Of the median read, as long as the latest ones took from the lease, or from the one before, to the verified span. */
   factor: 4,
   /** Whatever is usual: on a busy machine any read takes so long now and then, and each that is given on too soon is done twice. */
   leastMs: 2_000,

@@ -17,7 +17,8 @@ import type { Report } from './report-policy.ts';
 
 interface Lease {
   readonly node: string;
-  readonly sinceMs: number;
+  /** When it was given, or its holder last had read another. */
+  sinceMs: number;
   untilMs: number;
 }
 
@@ -210,6 +211,10 @@ export class MemoryDirectory implements ChunkDirectory {
     for (const span of change.read ?? []) {
       state.reads++;
       state.readSpans.add(span);
+    }
+    // What it reads one after the other is not late while it goes on.
+    for (const lease of took.length > 0 ? state.leases.values() : []) {
+      if (lease.node === node && nowMs - lease.sinceMs < ageMs) lease.sinceMs = nowMs;
     }
     for (const span of change.released ?? []) if (state.leases.get(span)?.node === node) this.#free(state, span);
     for (const span of change.fetching ?? []) {

@@ -7,7 +7,7 @@
  *     kd:{hex}:any       bitmap: the union of them
  *     kd:{hex}:read      bitmap: spans that were ever read from the registry
  *     kd:{hex}:unread    sorted set: spans somebody wants, nobody has and nobody fetches, or only one who is slow; score = span
- *     kd:{hex}:leases    hash: span -> NODE|since|until
+ *     kd:{hex}:leases    hash: span -> NODE|since|until; since = when it was given, or its holder last had read another
  *     kd:{hex}:waiting   hash: node -> load|room
  */
 export const LAYER_KEYS = ['meta', 'members', 'any', 'unread', 'leases', 'waiting', 'read'] as const;
@@ -65,6 +65,16 @@ for _, span in ipairs(change.gained) do
   read(span)
 end
 for _, span in ipairs(change.read) do redis.call('SETBIT', once, span, 1) end
+if #took > 0 then
+  -- What it reads one after the other is not late while it goes on.
+  local flat = redis.call('HGETALL', leases)
+  for i = 1, #flat, 2 do
+    local holder, since, till = string.match(flat[i + 1], '^(.*)|(%d+)|(%d+)$')
+    if holder == node and now - tonumber(since) < age then
+      redis.call('HSET', leases, flat[i], node .. '|' .. now .. '|' .. till)
+    end
+  end
+end
 if #change.read > 0 then redis.call('HINCRBY', meta, 'reads', #change.read) end
 for _, span in ipairs(change.released) do
   local known = lease(span)

@@ -90,7 +90,7 @@ export function simulateSwarm(options: SwarmOptions): SwarmResult {
   let nextUnread = 0;
   let outstanding = 0;
   const ages = new LeaseAges();
-  const leases = new Map<number, { readonly member: Member; readonly sinceS: number }>();
+  const leases = new Map<number, { readonly member: Member; sinceS: number }>();
   /** Whose leases are too old. */
   const aged: number[] = [];
   const waiting: Member[] = [];
@@ -336,7 +336,10 @@ export function simulateSwarm(options: SwarmOptions): SwarmResult {
         links.send(registry, member.index, spanBytes, () => {
           member.inTime--;
           member.rates?.registryTook(spanBytes, (queue.now - startS) * 1000);
-          if (leases.get(span) === lease) ages.took((queue.now - lease.sinceS) * 1000);
+          if (leases.get(span) === lease) {
+            ages.took((queue.now - lease.sinceS) * 1000);
+            for (const other of leases.values()) if (other.member === member) other.sinceS = queue.now;
+          }
           queue.after(2 * latencyS, () => {
             end();
             grantLeases();
