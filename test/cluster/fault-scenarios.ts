@@ -128,7 +128,7 @@ export const HINDRANCES: readonly Scenario[] = [
   },
   {
     name: 'the link of the only node that has the layer slows down to 1 Mbit/s',
-    allowed: () => 3.5,
+    allowed: (nodes) => 1.5 + nodes / 2,
     because: 'once by it, once by readers that do not wait for it, and what each has read until it knew',
     play: async ({ cluster, victim, others, layer, link }, signal) => {
       const first = await victim.fetchAll(layer, signal);
