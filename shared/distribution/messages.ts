@@ -2,7 +2,7 @@ import { z } from 'zod';
 import { isDigest, type Digest } from '#shared/digest/digest.ts';
 
 /** Of the messages between nodes and distributors. Both sides refuse what is not of their version. */
-export const DISTRIBUTION_VERSION = 2;
+export const DISTRIBUTION_VERSION = 3;
 
 export const DISTRIBUTION_LIMITS = {
   /** Of a layer that is shared: with spans of 512 KiB that is 256 GiB. */
