@@ -364,6 +364,16 @@ test('the background keeps to its rate', async () => {
   await scheduler.close();
 });
 
+test('the background goes on when its pause ends between two looks at the clock', async () => {
+  let ticks = 0;
+  const runBytes = { demand: SPAN, prefetch: SPAN, background: SPAN };
+  const limits = { backgroundRate: 1_000 * SPAN, runBytes };
+  const { scheduler, source } = setup({ limits, now: () => (ticks += 3 + (ticks % 11)) / 100 });
+  source.answer = all;
+  scheduler.complete(new FakeTarget(50));
+  await calls(source, 50);
+});
+
 /** Of eight spans all but the first two come only together, and nothing can be told of where in the blob. */
 function streamedTarget(): FakeTarget {
   const map: SpanMap = {

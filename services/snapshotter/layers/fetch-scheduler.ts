@@ -254,10 +254,13 @@ export class FetchScheduler {
   #pumpBacklog(): void {
     clearTimeout(this.#pumpTimer);
     let soonestMs = Infinity;
+    // As it was before it was asked whether work may start: a pause that ends between two looks at the clock would have no end.
+    let pauseMs = 0;
     const now = this.#now();
     for (let started = true; started; ) {
       started = false;
       for (const [target, backlog] of Array.from(this.#backlog)) {
+        pauseMs = this.#pace.backgroundPauseMs();
         if (!this.#pace.allows('background')) break;
         if (backlog.pausedUntilMs > now) {
           soonestMs = Math.min(soonestMs, backlog.pausedUntilMs - now);
@@ -271,8 +274,7 @@ export class FetchScheduler {
       }
     }
     if (this.#backlog.size === 0) return;
-    const pause = this.#pace.backgroundPauseMs();
-    const waitMs = pause > 0 ? pause : soonestMs;
+    const waitMs = pauseMs > 0 ? pauseMs : soonestMs;
     if (waitMs === Infinity) return;
     this.#pumpTimer = setTimeout(() => this.#pump(), Math.ceil(waitMs));
     this.#pumpTimer.unref();
