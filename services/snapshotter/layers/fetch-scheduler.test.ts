@@ -346,12 +346,12 @@ test('closing ends waits with an error and leaves nothing in flight', async () =
   await assert.rejects(scheduler.ensure(target, 0, 0, never), { code: 'closed' });
 });
 
+const runBytes = { demand: SPAN, prefetch: SPAN, background: SPAN };
+const rated = (backgroundRate: number) => ({ backgroundRate, runBytes });
+
 test('the background keeps to its rate', async () => {
   let now = 1000;
-  const { scheduler, source } = setup({
-    now: () => now,
-    limits: { backgroundRate: SPAN, runBytes: { demand: SPAN, prefetch: SPAN, background: SPAN } },
-  });
+  const { scheduler, source } = setup({ now: () => now, limits: rated(SPAN) });
   source.answer = all;
   const target = new FakeTarget(3);
   scheduler.complete(target);
@@ -366,9 +366,7 @@ test('the background keeps to its rate', async () => {
 
 test('the background goes on when its pause ends between two looks at the clock', async () => {
   let ticks = 0;
-  const runBytes = { demand: SPAN, prefetch: SPAN, background: SPAN };
-  const limits = { backgroundRate: 1_000 * SPAN, runBytes };
-  const { scheduler, source } = setup({ limits, now: () => (ticks += 3 + (ticks % 11)) / 100 });
+  const { scheduler, source } = setup({ limits: rated(1_000 * SPAN), now: () => (ticks += 3 + (ticks % 11)) / 100 });
   source.answer = all;
   scheduler.complete(new FakeTarget(50));
   await calls(source, 50);

@@ -121,32 +121,22 @@ export class Swarm {
       changed: () => this.#pumpSoon(),
       logger: deps.logger,
     });
+    const ended = () => this.#pumpSoon();
+    const work = { layer, map, deps, calls: this.#calls, picker: this.#picker, works: this.#works, ended };
     this.#reads = new RegistryReads({
-      layer,
-      map,
-      deps,
-      calls: this.#calls,
-      picker: this.#picker,
-      works: this.#works,
+      ...work,
       progressMs: () => this.#progressMs,
       delivered: (span, bytes) => this.#delivered(span, bytes, REGISTRY),
       giveUp: (span) => this.#giveUp(span),
-      ended: () => this.#pumpSoon(),
       stopping: this.#stopping.signal,
     });
     this.#transfers = new PeerTransfers({
-      layer,
-      map,
-      deps,
-      calls: this.#calls,
-      picker: this.#picker,
-      works: this.#works,
+      ...work,
       neighbours: this.#neighbours,
       capability: () => this.#membership.capability,
       delivered: (span, bytes, node, packed) => void this.#delivered(span, bytes, node, packed),
       // Whoever said where it is is asked again soon.
       absent: (span) => this.#located.set(span, performance.now() - SWARM_LIMITS.stallMs + SWARM_LIMITS.absentMs),
-      ended: () => this.#pumpSoon(),
     });
     this.#stops = [
       deps.link.onLease(layer, (spans) => this.#leased(spans)),

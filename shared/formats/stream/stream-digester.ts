@@ -3,6 +3,7 @@ import type { Digest } from '#shared/digest/digest.ts';
 import type { IndexSpan, LayerEntry, SpanPiece } from '#shared/layer/layer-index.ts';
 import { packCheckpoint } from '#shared/layer/packed-checkpoint.ts';
 import { TarReader, type TarSink } from '#shared/tar/tar-reader.ts';
+import { ExtentCover } from './extent-cover.ts';
 import type { StreamCut } from './stream-walker.ts';
 
 /**
@@ -24,8 +25,7 @@ export class StreamDigester {
   readonly #diff: Hash = createHash('sha256');
   readonly #entries: LayerEntry[] = [];
   readonly #spans: IndexSpan[] = [];
-  #extents: LayerEntry['extents'] = [];
-  #extent = 0;
+  readonly #cover = new ExtentCover();
   #pieces: SpanPiece[] = [];
   #piece: Hash = createHash('sha256');
   #pieceLength = 0;
@@ -38,12 +38,11 @@ export class StreamDigester {
     this.#reader = new TarReader({
       entry: (entry) => {
         this.#entries.push(entry);
-        this.#extents = entry.extents;
-        this.#extent = 0;
+        this.#cover.begin(entry.extents);
         witness?.entry(entry);
       },
       payload: (bytes, streamOffset) => {
-        this.#payload(bytes, streamOffset);
+        this.#cover.take(bytes, streamOffset, (part) => this.#payload(part));
         witness?.payload(bytes, streamOffset);
       },
     });
@@ -95,25 +94,15 @@ export class StreamDigester {
     };
   }
 
-  /** Of an entry's stored bytes, those that its extents cover. */
-  #payload(bytes: Uint8Array, streamOffset: number): void {
-    let at = 0;
-    while (at < bytes.length) {
-      const extent = this.#extents[this.#extent];
-      if (extent === undefined) return;
-      const inExtent = streamOffset + at - extent.streamOffset;
-      if (inExtent < 0) at = Math.min(bytes.length, at - inExtent);
-      else if (inExtent >= extent.length) this.#extent += 1;
-      else {
-        const length = Math.min(bytes.length - at, extent.length - inExtent, PIECE_BYTES - this.#pieceLength);
-        const part = bytes.subarray(at, at + length);
-        this.#piece.update(part);
-        this.#sink?.payload(part, this.#payloadLength);
-        this.#pieceLength += length;
-        this.#payloadLength += length;
-        at += length;
-        if (this.#pieceLength === PIECE_BYTES) this.#endPiece();
-      }
+  #payload(bytes: Uint8Array): void {
+    for (let at = 0; at < bytes.length; ) {
+      const part = bytes.subarray(at, at + PIECE_BYTES - this.#pieceLength);
+      this.#piece.update(part);
+      this.#sink?.payload(part, this.#payloadLength);
+      this.#pieceLength += part.length;
+      this.#payloadLength += part.length;
+      at += part.length;
+      if (this.#pieceLength === PIECE_BYTES) this.#endPiece();
     }
   }
 

@@ -1,7 +1,8 @@
 import { createHash, type Hash } from 'node:crypto';
 import type { Digest } from '#shared/digest/digest.ts';
-import type { Extent, LayerEntry, LayerIndex } from '#shared/layer/layer-index.ts';
+import type { LayerEntry, LayerIndex } from '#shared/layer/layer-index.ts';
 import type { TarSink } from '#shared/tar/tar-reader.ts';
+import { ExtentCover } from '#shared/formats/stream/extent-cover.ts';
 
 /** What lazy formats add for themselves. Layer trees do not show it, so it may be in one of the two only. */
 const ADDED = new Set(['stargz.index.json', '.prefetch.landmark', '.no.prefetch.landmark']);
@@ -36,9 +37,8 @@ export class TocCheck implements Required<TarSink> {
   /** Of the file that passes. */
   #path = '';
   #chunks: readonly Chunk[] = [];
-  #extents: readonly Extent[] = [];
   #chunk = 0;
-  #extent = 0;
+  readonly #cover = new ExtentCover();
   #fileOffset = 0;
   #hash: Hash | undefined;
 
@@ -76,27 +76,16 @@ export class TocCheck implements Required<TarSink> {
       return;
     }
     this.#chunks = listed?.chunks ?? [];
-    this.#extents = entry.extents;
+    this.#cover.begin(entry.extents);
     this.#chunk = 0;
-    this.#extent = 0;
     this.#fileOffset = 0;
   }
 
   payload(bytes: Uint8Array, streamOffset: number): void {
-    let at = 0;
-    while (at < bytes.length && this.#contradiction === undefined) {
-      const extent = this.#extents[this.#extent];
-      if (extent === undefined) return;
-      const inExtent = streamOffset + at - extent.streamOffset;
-      if (inExtent < 0) at = Math.min(bytes.length, at - inExtent);
-      else if (inExtent >= extent.length) this.#extent += 1;
-      else {
-        const length = Math.min(bytes.length - at, extent.length - inExtent);
-        this.#hole(extent.fileOffset + inExtent);
-        this.#content(bytes.subarray(at, at + length));
-        at += length;
-      }
-    }
+    this.#cover.take(bytes, streamOffset, (part, fileOffset) => {
+      this.#hole(fileOffset);
+      this.#content(part);
+    });
   }
 
   /** After the tar's end. @returns in what the two differ; undefined where they agree */
@@ -114,7 +103,7 @@ export class TocCheck implements Required<TarSink> {
     const last = this.#chunks.at(-1);
     if (last !== undefined) this.#hole(last.fileOffset + last.length);
     this.#chunks = [];
-    this.#extents = [];
+    this.#cover.begin([]);
   }
 
   /** What the tar leaves out up to `fileOffset` reads as zeros; the table may say the same or list zeros as content. */
