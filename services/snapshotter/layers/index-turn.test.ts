@@ -52,6 +52,36 @@ test('when the one that reads has gone, another one does', async () => {
   assert.ok('claim' in second && second.claim !== undefined);
 });
 
+test('when the one that reads takes too long, one more reads at a time, and in the end all that still wait', async () => {
+  await using bus = new LocalBus();
+  let nowMs = 0;
+  const turn = new IndexTurn(bus.claims, () => nowMs);
+  /** Of one that has just come, and whose first look takes `ms`. */
+  const wait = async (ms: number, found?: Uint8Array) => {
+    nowMs = 0;
+    let looked = 0;
+    return await turn.wait(
+      layer,
+      1000,
+      () => {
+        nowMs = ms;
+        return Promise.resolve(++looked === 1 ? undefined : found);
+      },
+      never,
+    );
+  };
+  const claims = [];
+  // The time of each turn is a little more than 10 s.
+  for (const ms of [0, 11_000, 22_000]) {
+    const given = await wait(ms);
+    assert.ok('claim' in given && given.claim !== undefined, `after ${ms} ms`);
+    claims.push(given.claim);
+    assert.deepEqual(await wait(ms, index), { index }, 'whoever comes in the same time is not given the same turn');
+  }
+  assert.deepEqual(await wait(33_000), { claim: undefined });
+  for (const claim of claims) await claim[Symbol.asyncDispose]();
+});
+
 test('nobody to ask is no reason to wait, and an abort ends a wait', async () => {
   const deaf = { claim: () => Promise.reject(new Error('no bus')) };
   assert.deepEqual(await new IndexTurn(deaf).wait(layer, 1000, nothing, never), { claim: undefined });

@@ -9,16 +9,22 @@ const MAX_LOOK_MS = 1_000;
 const LEAST_WAIT_MS = 10_000;
 const SLOW_BYTES_PER_MS = 4096;
 const MAX_WAIT_MS = 5 * 60_000;
+/** So many read the same blob one after the other's time before those that still wait do as well. */
+const TURNS = 3;
 
 /**
  * Of the nodes that want a layer which nobody has indexed, at the same time, one reads the blob and publishes its index; the others wait
- * for that. Without a bus, or when that node has gone or is slow, each reads for itself.
+ * for that. When that node has gone, or takes too long (its link is slow, or it has much else to do), one of them reads as well, not
+ * all: what is slow is not made faster by many. Without a bus each reads for itself.
  */
 export class IndexTurn {
   readonly #claims: Pick<Claims, 'claim'> | undefined;
+  readonly #now: () => number;
 
-  constructor(claims: Pick<Claims, 'claim'> | undefined) {
+  /** `now`: milliseconds that only ever grow. */
+  constructor(claims: Pick<Claims, 'claim'> | undefined, now: () => number = () => performance.now()) {
     this.#claims = claims;
+    this.#now = now;
   }
 
   /**
@@ -33,11 +39,12 @@ export class IndexTurn {
   ): Promise<{ readonly index: Uint8Array } | { readonly claim: Claim | undefined }> {
     if (this.#claims === undefined) return { claim: undefined };
     const waitMs = Math.min(MAX_WAIT_MS, LEAST_WAIT_MS + sizeBytes / SLOW_BYTES_PER_MS);
-    const untilMs = performance.now() + waitMs;
+    const startMs = this.#now();
     for (let lookMs = LOOK_MS; ; lookMs = Math.min(MAX_LOOK_MS, lookMs * 2)) {
+      const turn = Math.min(TURNS, Math.floor((this.#now() - startMs) / waitMs));
       let claim: Claim | undefined;
       try {
-        claim = await this.#claims.claim(`read-${hexOf(layer)}`, signal);
+        if (turn < TURNS) claim = await this.#claims.claim(nameOf(layer, turn), signal);
       } catch {
         // Advisory: nobody to ask is no reason to wait.
         signal.throwIfAborted();
@@ -54,8 +61,13 @@ export class IndexTurn {
         await claim?.[Symbol.asyncDispose]();
         throw error;
       }
-      if (claim !== undefined || performance.now() >= untilMs) return { claim };
+      if (claim !== undefined || turn === TURNS) return { claim };
       await sleep(lookMs, undefined, { signal });
     }
   }
+}
+
+/** Each turn is held apart from those before it, whose holders still read. */
+function nameOf(layer: Digest, turn: number): string {
+  return turn === 0 ? `read-${hexOf(layer)}` : `read-${hexOf(layer)}-${turn}`;
 }
