@@ -372,6 +372,16 @@ export function busConformance(kind: string, open: () => Promise<BusUnderTest>):
     await theirs[Symbol.asyncDispose]();
   });
 
+  test(`${kind}: of many that ask for a claim at the same time one gets it, also when it was held before`, async () => {
+    const name = `claim-${randomUUID()}`;
+    for (let round = 0; round < 3; round++) {
+      const asked = Array.from({ length: 12 }, (_, i) => (i % 2 === 0 ? bus : other).claims.claim(name, signal));
+      const given = (await Promise.all(asked)).filter((claim) => claim !== undefined);
+      assert.equal(given.length, 1);
+      await given[0]?.[Symbol.asyncDispose]();
+    }
+  });
+
   test(`${kind}: names and subjects that could mean something else are refused`, async () => {
     await rejectsWith('invalid', publish('kindling.events.*', ''));
     await rejectsWith('invalid', publish('kindling events', ''));

@@ -154,4 +154,51 @@ describe('NATS', { skip: NatsProcess.missing() }, () => {
     await mine[Symbol.asyncDispose]();
     await held[Symbol.asyncDispose]();
   });
+
+  test('a claim is kept when the answer to a renewal was lost, and lost when somebody else has it', async () => {
+    await using server = await NatsProcess.start();
+    await using bus = busOf(server.url, { claimTtlMs: 1_000 });
+    await using other = busOf(server.url, { claimTtlMs: 1_000 });
+    const held = await bus.claims.claim('x', signal);
+    assert.ok(held);
+    const raw = await connect({ servers: server.url });
+    try {
+      const kv = await raw.jetstream().views.kv('KINDLING_CLAIMS');
+      const { value } = (await kv.get('x')) ?? {};
+      assert.ok(value);
+      // As a renewal of which the holder hears nothing.
+      const unheard = await kv.put('x', value);
+      const renewed = await eventually(async () => {
+        const present = await kv.get('x');
+        return present !== null && present.revision > unheard ? present : undefined;
+      });
+      assert.deepEqual(renewed.value, value);
+      assert.equal(held.lost.aborted, false);
+      await held[Symbol.asyncDispose]();
+      const theirs = await other.claims.claim('x', signal);
+      assert.ok(theirs);
+      await eventually(async () => {
+        await kv.put('x', 'somebody else');
+        return theirs.lost.aborted ? true : undefined;
+      });
+      await theirs[Symbol.asyncDispose]();
+      assert.equal((await kv.get('x'))?.string(), 'somebody else');
+    } finally {
+      await raw.close();
+    }
+  });
+
+  test('a claim that is given back while it is being renewed is free', async () => {
+    await using server = await NatsProcess.start();
+    const claimTtlMs = 600;
+    await using bus = busOf(server.url, { claimTtlMs });
+    const names = Array.from({ length: 100 }, (_, i) => `x-${i}`);
+    const held = await Promise.all(names.map((name) => bus.claims.claim(name, signal)));
+    // All are renewed at about this time.
+    await new Promise((resolve) => setTimeout(resolve, claimTtlMs / 3));
+    await Promise.all(held.map(async (claim) => await claim?.[Symbol.asyncDispose]()));
+    const again = await Promise.all(names.map((name) => bus.claims.claim(name, signal)));
+    assert.equal(again.filter((claim) => claim === undefined).length, 0);
+    await Promise.all(again.map(async (claim) => await claim?.[Symbol.asyncDispose]()));
+  });
 });

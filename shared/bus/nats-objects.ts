@@ -1,8 +1,9 @@
 import { StorageType, type ObjectStore as NatsObjectStore } from 'nats';
 import { BUS_LIMITS, BusError, type ObjectStore } from './bus.ts';
 import { within } from './deadline.ts';
-import { isNoResponder, isNotFound, toBusError, type Link, type NatsLink } from './nats-link.ts';
+import { toBusError, type Link, type NatsLink } from './nats-link.ts';
 import { makeRoom, OBJECT_BUCKET, removeOrphans } from './nats-object-room.ts';
+import { NatsOpened } from './nats-opened.ts';
 import { checkObjectName } from './subject.ts';
 
 const LOOK_MS = 5_000;
@@ -15,7 +16,7 @@ export class NatsObjects implements ObjectStore {
   readonly #link: NatsLink;
   /** Whether we have looked for what writers before us left half done: once, by processes that write. */
   #swept = false;
-  #opened: { readonly link: Link; readonly store: Promise<NatsObjectStore> } | undefined;
+  readonly #opened = new NatsOpened((link) => this.#open(link));
 
   constructor(link: NatsLink) {
     this.#link = link;
@@ -68,10 +69,10 @@ export class NatsObjects implements ObjectStore {
     const link = await this.#link.link(what, signal);
     const ends = AbortSignal.any([signal, link.gone]);
     try {
-      const store = await within(this.#open(link), LOOK_MS, ends, what);
+      const store = await within(this.#opened.of(link), LOOK_MS, ends, what);
       return await within(work(store, link), ms, ends, what);
     } catch (error) {
-      if (isNoResponder(error) || isNotFound(error)) this.#opened = undefined;
+      this.#opened.failed(error);
       if (link.gone.aborted && !signal.aborted) {
         throw new BusError('unavailable', `Cannot ${what}: the connection to NATS was lost`, { cause: error });
       }
@@ -80,20 +81,13 @@ export class NatsObjects implements ObjectStore {
   }
 
   async #open(link: Link): Promise<NatsObjectStore> {
-    if (this.#opened?.link !== link) {
-      const { replicas = 1, objectBytes = BUS_LIMITS.allObjectBytes } = this.#link.options;
-      const store = link.js.views.os(OBJECT_BUCKET, {
-        description: 'Kindling: layer indexes',
-        storage: StorageType.File,
-        replicas,
-        max_bytes: objectBytes,
-      });
-      store.catch(() => {
-        this.#opened = undefined;
-      });
-      this.#opened = { link, store };
-    }
-    return await this.#opened.store;
+    const { replicas = 1, objectBytes = BUS_LIMITS.allObjectBytes } = this.#link.options;
+    return await link.js.views.os(OBJECT_BUCKET, {
+      description: 'Kindling: layer indexes',
+      storage: StorageType.File,
+      replicas,
+      max_bytes: objectBytes,
+    });
   }
 }
 
