@@ -378,6 +378,7 @@ export class LayerStore implements LayerFiles, LayerProvider {
     this.#background(
       layer.open().then(() => {
         if (this.#stopping.signal.aborted) return;
+        for (const source of this.#options.sources) source.expected?.(layer);
         if (layer.map.prioritySpans > 0) this.#scheduler.prefetch(layer, 0, layer.map.prioritySpans);
         if (this.#options.background && this.#evictor.allows(layer.record.imageSize - layer.diskBytes))
           this.#scheduler.complete(layer);

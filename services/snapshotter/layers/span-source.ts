@@ -50,6 +50,8 @@ export interface SpanSource {
    * and that bounds itself.
    */
   readonly runBytes?: Partial<Record<FetchPriority, number>>;
+  /** Spans of the layer may be wanted soon: what must be done before the first can be had is done now. */
+  expected?(target: Pick<SpanRequest, 'layer' | 'map' | 'origins'>): void;
   /** A reader waits for a span of a request that is under way. Without this such a request is cut where the span is far. */
   urgent?(request: SpanRequest, span: number): void;
   /** The bytes delivered for this span did not match their digest. */

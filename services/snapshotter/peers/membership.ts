@@ -1,5 +1,5 @@
 import type { Digest } from '#shared/digest/digest.ts';
-import type { NodeRecord } from '#shared/distribution/messages.ts';
+import type { JoinReply, NodeRecord } from '#shared/distribution/messages.ts';
 import type { SpanSet } from '#shared/distribution/span-set.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
 import type { LayerOrigin } from '../layers/span-source.ts';
@@ -21,12 +21,12 @@ export interface MembershipOptions {
   readonly holder: SpanHolder;
   readonly authorizationOf: (repository: string, signal: AbortSignal) => Promise<string | undefined>;
   readonly logger: Logger;
-  /** What this node wants, is reading, and from where it could have it. */
-  readonly state: () => {
-    readonly origins: readonly LayerOrigin[];
-    readonly wants: SpanSet;
-    readonly fetching: readonly number[];
-  };
+  /** From where this node could have the layer. */
+  readonly origins: () => readonly LayerOrigin[];
+  /** What it wants and is reading, to be told to the distributor now, */
+  readonly saying: () => { readonly wants: SpanSet; readonly fetching: readonly number[] };
+  /** which has not heard it. */
+  readonly unsaid: () => void;
   readonly joined: (neighbours: readonly NodeRecord[]) => void;
   /** Joining is over, one way or the other. */
   readonly ended: () => void;
@@ -110,26 +110,29 @@ export class Membership {
   }
 
   async #joinOnce(): Promise<void> {
-    const { link, layer, spanCount, holder, authorizationOf, logger, state, joined } = this.#options;
+    const { link, layer, spanCount, holder, authorizationOf, logger, origins, saying, unsaid, joined } = this.#options;
     const { signal } = this.#stopping;
     await link.settled();
     if (!link.up) return;
     // A private image's origin is the one whose credentials work; the first is the latest.
-    for (const { repository } of state().origins) {
+    for (const { repository } of origins()) {
       const authorization = await authorizationOf(repository, signal);
-      const { wants, fetching } = state();
-      const reply = await link.join(
-        {
-          layer,
-          spanCount,
-          have: Buffer.from(holder.get(layer)?.residency ?? []).toString('base64'),
-          wants: wants.text,
-          fetching: [...fetching],
-          repository,
-          ...(authorization === undefined ? {} : { authorization }),
-        },
-        signal,
-      );
+      const { wants, fetching } = saying();
+      const said = {
+        layer,
+        spanCount,
+        have: Buffer.from(holder.get(layer)?.residency ?? []).toString('base64'),
+        wants: wants.text,
+        fetching: [...fetching],
+        repository,
+        ...(authorization === undefined ? {} : { authorization }),
+      };
+      let reply: JoinReply | undefined;
+      try {
+        reply = await link.join(said, signal);
+      } finally {
+        if (reply?.outcome !== 'joined') unsaid();
+      }
       if (reply.outcome === 'refused') {
         logger.warn({ layer, repository, reason: reply.reason }, 'May not share a layer with other nodes');
         this.#nextMs = performance.now() + REFUSED_MS;

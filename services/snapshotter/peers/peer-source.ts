@@ -4,6 +4,8 @@ import { isOfNodeOnly } from '../layers/layer-record.ts';
 import type { DeliverSpan, FetchPriority, SpanRequest, SpanSource } from '../layers/span-source.ts';
 import { Swarm, type SwarmDeps } from './swarm.ts';
 
+type Expected = Pick<SpanRequest, 'layer' | 'map' | 'origins'>;
+
 const MiB = 1024 * 1024;
 /** Spans for readers of other nodes at a time. */
 const HURRIED = 4;
@@ -39,6 +41,13 @@ export class PeerSource implements SpanSource {
     await link.settled();
     const swarm = this.#swarms.get(request.layer) ?? this.#open(request);
     await (swarm ?? registry).fetch(request, deliver, signal);
+  }
+
+  /** Joins those who share the layer, so that the first reader does not wait for that. */
+  expected(target: Expected): void {
+    if (isOfNodeOnly(target.map)) return;
+    const swarm = this.#swarms.get(target.layer) ?? this.#open(target);
+    swarm?.expected(target.origins);
   }
 
   urgent(request: SpanRequest, span: number): void {
@@ -77,11 +86,11 @@ export class PeerSource implements SpanSource {
     this.#swarms.clear();
   }
 
-  #open(request: SpanRequest): Swarm | undefined {
+  #open({ layer, map, origins }: Expected): Swarm | undefined {
     const { link, metrics } = this.#deps;
     if (!link.up || this.#closed || this.#swarms.size >= SWARMS) return undefined;
-    if (request.map.spanCount > DISTRIBUTION_LIMITS.spans || request.origins.length === 0) return undefined;
-    const swarm = new Swarm(request.layer, request.map, {
+    if (map.spanCount > DISTRIBUTION_LIMITS.spans || origins.length === 0) return undefined;
+    const swarm = new Swarm(layer, map, {
       ...this.#deps,
       idle: (ended) => {
         if (this.#swarms.get(ended.layer) === ended) this.#swarms.delete(ended.layer);
@@ -89,7 +98,7 @@ export class PeerSource implements SpanSource {
         void ended.close();
       },
     });
-    this.#swarms.set(request.layer, swarm);
+    this.#swarms.set(layer, swarm);
     metrics.swarms.set(this.#swarms.size);
     return swarm;
   }

@@ -99,11 +99,19 @@ export class Swarm {
       ...deps,
       layer,
       spanCount: map.spanCount,
-      state: () => ({ origins: this.#origins, wants: this.#wants(), fetching: this.#fetching() }),
-      joined: (neighbours) => {
+      origins: () => this.#origins,
+      // What is wanted from now on is not in it.
+      saying: () => {
         this.#wantsSaid = true;
+        return { wants: this.#wants(), fetching: this.#fetching() };
+      },
+      unsaid: () => {
+        this.#wantsSaid = false;
+      },
+      joined: (neighbours) => {
         this.#waiting = false;
         for (const record of neighbours) this.#neighbours.add(record);
+        deps.outbox.setAlone(layer, this.#membership.members <= 1 && neighbours.length === 0);
       },
       ended: () => this.#pumpSoon(),
     });
@@ -158,6 +166,13 @@ export class Swarm {
     this.#timer.unref();
   }
 
+  /** As SpanSource.expected. */
+  expected(origins: readonly LayerOrigin[]): void {
+    this.#wantedMs = performance.now();
+    this.#origins = origins;
+    this.#membership.begin();
+  }
+
   /** As SpanSource.fetch. */
   async fetch(request: SpanRequest, deliver: DeliverSpan, signal: AbortSignal): Promise<void> {
     this.#wantedMs = performance.now();
@@ -203,6 +218,7 @@ export class Swarm {
   /** A node follows what we have: we follow it as well. */
   followed(record: NodeRecord): void {
     this.#membership.notAlone();
+    this.#deps.outbox.setAlone(this.layer, false);
     if (this.#membership.capability !== undefined) this.#neighbours.add(record);
   }
 
@@ -258,14 +274,18 @@ export class Swarm {
 
   /** Reads what no neighbour has, in order where we are alone, else in random places, so that nodes read different spans. */
   #readAlone(): void {
-    for (const span of this.#picker.nowhere(64, true)) if (this.#picker.isWanted(span)) this.#readFrom(span, 'alone');
+    const alone = this.#neighbours.size === 0;
+    // What a reader waits for, and what was taken along with it, in one request as it was put together.
+    const demandBytes = alone ? SWARM_LIMITS.aloneRunBytes : SWARM_LIMITS.firstRunBytes;
+    for (const span of this.#picker.nowhere(64, true))
+      if (this.#picker.isWanted(span)) this.#readFrom(span, demandBytes);
     while (this.#aloneRuns < SWARM_LIMITS.aloneRuns) {
-      const open = this.#picker.nowhere(this.#neighbours.size === 0 ? 1 : 4096, false);
+      const open = this.#picker.nowhere(alone ? 1 : 4096, false);
       const span = open[Math.floor(Math.random() * open.length)];
       if (span === undefined || this.#reads.isElsewhere(span)) return;
       this.#aloneRuns++;
       this.#track(
-        this.#readFrom(span, 'alone').finally(() => {
+        this.#readFrom(span, alone ? this.#aloneRunBytes : SWARM_LIMITS.firstRunBytes).finally(() => {
           this.#aloneRuns--;
           this.#aloneRunBytes = Math.min(SWARM_LIMITS.aloneRunBytes, this.#aloneRunBytes * 2);
           this.#pumpSoon();
@@ -274,17 +294,16 @@ export class Swarm {
     }
   }
 
-  /** Reads the span and the wanted ones behind it, as far as one request goes. */
-  #readFrom(first: number, how: string): Promise<void> {
+  /** Reads the span and the wanted ones behind it, so many bytes of the blob at most. */
+  #readFrom(first: number, limit: number): Promise<void> {
     const spans = [first];
     const start = this.#map.blobStart(first);
-    const limit = this.#neighbours.size === 0 ? this.#aloneRunBytes : SWARM_LIMITS.firstRunBytes;
     for (let span = first + 1; this.#picker.isWanted(span) && this.#picker.copies(span) === 0; span++) {
       if (this.#map.blobEnd(span) - start > limit) break;
       spans.push(span);
     }
     this.#deps.outbox.say(this.layer, this.#map.spanCount, { fetching: spans });
-    return this.#reads.read(spans, how);
+    return this.#reads.read(spans, 'alone');
   }
 
   #sayWants(now: number): void {

@@ -31,6 +31,8 @@ const COLLECT_MS = 8;
  * node of a burst would tell the distributor of every few spans.
  */
 const COLLECT_COPIES_MS = 200;
+/** And all of a layer that no other node is there for: one who comes follows us first, and then it is said at once. */
+const COLLECT_ALONE_MS = 200;
 
 /** Tells the distributor what changes on this node, many changes in one message, and everything when it has forgotten. */
 export class UpdateOutbox implements Disposable {
@@ -40,6 +42,8 @@ export class UpdateOutbox implements Disposable {
   readonly #holder: SpanHolder;
   /** On their way from peers. */
   readonly #copies = new Map<Digest, Set<number>>();
+  /** Layers that no other node is known to want or have. */
+  readonly #alone = new Set<Digest>();
   #dueMs = Infinity;
   #timer: NodeJS.Timeout | undefined;
 
@@ -55,7 +59,7 @@ export class UpdateOutbox implements Disposable {
       }),
       holder.onRemoved((layer) => {
         this.#pending.delete(layer);
-        this.#copies.delete(layer);
+        this.forget(layer);
         link.send({ kind: 'left', node: link.record.node, layer });
       }),
       link.onEpoch(() => this.everything()),
@@ -87,9 +91,16 @@ export class UpdateOutbox implements Disposable {
     else copies.add(span);
   }
 
+  /** Whether this node is the only one that wants or has the layer, as far as it knows. */
+  setAlone(layer: Digest, alone: boolean): void {
+    if (alone) this.#alone.add(layer);
+    else if (this.#alone.delete(layer) && this.#pending.has(layer)) this.#flush();
+  }
+
   /** Nobody fetches the layer any more. */
   forget(layer: Digest): void {
     this.#copies.delete(layer);
+    this.#alone.delete(layer);
   }
 
   [Symbol.dispose](): void {
@@ -113,11 +124,12 @@ export class UpdateOutbox implements Disposable {
       };
       this.#pending.set(layer, pending);
     }
-    const dueMs = performance.now() + withinMs;
+    const collectMs = this.#alone.has(layer) ? COLLECT_ALONE_MS : withinMs;
+    const dueMs = performance.now() + collectMs;
     if (dueMs < this.#dueMs) {
       clearTimeout(this.#timer);
       this.#dueMs = dueMs;
-      this.#timer = setTimeout(() => this.#flush(), withinMs).unref();
+      this.#timer = setTimeout(() => this.#flush(), collectMs).unref();
     }
     return pending;
   }
