@@ -18,6 +18,15 @@ export const PACKED_SPANS = 'application/vnd.kindling.spans.v2';
 
 /** Of a request that a reader waits for: what the peer is reading of it from the registry is as urgent as what is read there. */
 export const DEMAND_HEADER = 'x-kindling-demand';
+/** Of any request: how many answers' bytes the asker was getting when it asked. Whoever gets least is served first. */
+export const RECEIVING_HEADER = 'x-kindling-receiving';
+/** What it says at most. */
+export const MAX_RECEIVING = 99;
+
+/** What the header says; one that is missing or wrong counts as the most, so that it brings nobody forward. */
+export function parseReceiving(header: string | readonly string[] | undefined): number {
+  return typeof header === 'string' && /^\d{1,2}$/.test(header) ? Number(header) : MAX_RECEIVING;
+}
 
 export type SpanFrame =
   | { readonly span: number; readonly form: 'payload' | 'packed'; readonly bytes: Buffer }

@@ -1,9 +1,10 @@
+import { LOCATED_HOLDERS } from '#services/distributor/directory-limits.ts';
 import { chooseLeases, LEASE_LIMITS, LeaseAges } from '#services/distributor/lease-policy.ts';
 import { chooseNeighbours, NEIGHBOUR_LIMITS } from '#services/distributor/neighbour-policy.ts';
 import { SourceRates } from '#services/snapshotter/peers/source-rates.ts';
 import { SpanPicker, type Pick } from '#services/snapshotter/peers/span-picker.ts';
 import { SWARM_LIMITS } from '#services/snapshotter/peers/swarm-limits.ts';
-import { UPLOAD_LIMITS } from '#services/snapshotter/peers/upload-slots.ts';
+import { UploadSlots, type UploadTurn } from '#services/snapshotter/peers/upload-slots.ts';
 import { EventQueue } from './event-queue.ts';
 import { Links } from './links.ts';
 
@@ -54,19 +55,22 @@ interface Member {
   readonly have: Uint8Array;
   count: number;
   neighbours: number[];
-  uploads: number;
+  readonly slots: UploadSlots;
+  /** Transfers whose bytes are coming. */
+  receiving: number;
   /** Transfers and reads that are not late. */
   inTime: number;
   readonly located: Map<number, number>;
-  readonly queue: { readonly to: number; readonly start: () => void }[];
   waiting: boolean;
   registryReads: number;
 }
 
 /** Of joiners by others that join later. */
 const MAX_DEGREE = NEIGHBOUR_LIMITS.given * 3;
-/** A transfer that is not over after this is raced by another, as `TransferPace` has it at first. */
+/** A transfer that is not over after this is raced by another, as `DOWNLOAD_PACE` has it at first. */
 const HEDGE_S = 1;
+/** A transfer that is not over after this keeps nobody from the slot, as `PeerServer` has it where links are fast. */
+const LASTING_S = 1;
 /** A distributor looks after its leases so often, beside with each update. */
 const SWEEP_S = 1;
 /** Members that the directory answers to one that joins. */
@@ -116,10 +120,10 @@ export function simulateSwarm(options: SwarmOptions): SwarmResult {
       have: new Uint8Array(spans),
       count: 0,
       neighbours: [],
-      uploads: 0,
+      slots: new UploadSlots(),
+      receiving: 0,
       inTime: 0,
       located: new Map(),
-      queue: [],
       waiting: false,
       registryReads: 0,
     };
@@ -135,6 +139,10 @@ export function simulateSwarm(options: SwarmOptions): SwarmResult {
     a.picker.addNeighbour(b.index);
     for (let span = 0; span < spans; span++) if (b.have[span] === 1) a.picker.mark(b.index, span, true);
   };
+  const meet = (member: Member, other: Member): void => {
+    link(member, other);
+    link(other, member);
+  };
   const join = (member: Member): void => {
     totals.distributor += 2;
     totals.directory += 4;
@@ -148,9 +156,7 @@ export function simulateSwarm(options: SwarmOptions): SwarmResult {
       neighbours.length >= MAX_DEGREE ? [] : [{ node: String(index), zone: '' }],
     );
     for (const node of chooseNeighbours({ node: String(member.index), zone: '' }, candidates, random)) {
-      const other = at(Number(node));
-      link(member, other);
-      link(other, member);
+      meet(member, at(Number(node)));
     }
     joined.push(member);
     work(member);
@@ -193,18 +199,19 @@ export function simulateSwarm(options: SwarmOptions): SwarmResult {
         if (!hedged) {
           hedged = true;
           member.inTime--;
-          for (const span of missing()) member.picker.release(span);
+          member.picker.late(pick, missing());
         }
         work(member);
         queue.after(HEDGE_S, hedge);
       };
       if (slow.nodes > 0) queue.after(HEDGE_S, hedge);
     };
-    const start = (): void => {
-      holder.uploads++;
+    const start = (turn: UploadTurn): void => {
+      member.receiving++;
+      if (slow.nodes > 0) queue.after(LASTING_S, () => turn.lasts());
       links.send(holder.index, member.index, spanBytes * pick.spans.length, () => {
-        holder.uploads--;
-        holder.queue.shift()?.start();
+        member.receiving--;
+        turn.end();
         over = true;
         if (!hedged) member.inTime--;
         member.rates?.took(name, pick.bytes, (queue.now - startS) * 1000);
@@ -216,13 +223,11 @@ export function simulateSwarm(options: SwarmOptions): SwarmResult {
     };
     totals.requests++;
     member.inTime++;
+    const { receiving } = member;
     queue.after(latencyS, () => {
-      const isFull = holder.uploads >= UPLOAD_LIMITS.active;
-      if (!isFull || holder.queue.length < UPLOAD_LIMITS.queued) {
-        accept();
-        if (isFull) holder.queue.push({ to: member.index, start });
-        else start();
-      } else {
+      const entered = holder.slots.enter({ demand: false, receiving }, start);
+      if (entered !== undefined) accept();
+      else {
         totals.busy++;
         member.inTime--;
         const restS = (2 * spanBytes) / bytesPerS;
@@ -261,8 +266,18 @@ export function simulateSwarm(options: SwarmOptions): SwarmResult {
       totals.distributor += 2;
       totals.directory++;
       queue.after(2 * latencyS, () => {
+        const isUseless = (other: Member) => other === member || member.rates?.isSlow(String(other.index)) === true;
+        const holders = joined.filter((other) => other.have[span] === 1 && !isUseless(other));
+        const first = Math.floor(random() * holders.length);
+        for (const other of [...holders.slice(first), ...holders.slice(0, first)].slice(0, LOCATED_HOLDERS)) {
+          if (!member.neighbours.includes(other.index)) meet(member, other);
+        }
         const lease = leases.get(span);
-        if ((lease === undefined || aged.includes(span)) && member.picker.isWanted(span)) read(member, span);
+        if (holders.length > 0) work(member);
+        else if ((lease === undefined || aged.includes(span)) && member.picker.isWanted(span)) {
+          if (lease !== undefined) aged.splice(aged.indexOf(span), 1);
+          read(member, span);
+        }
       });
     }
   };

@@ -6,8 +6,10 @@ import {
   DEMAND_HEADER,
   formatSpanRuns,
   FrameReader,
+  MAX_RECEIVING,
   PACKED_SPANS,
   PLAIN_SPANS,
+  RECEIVING_HEADER,
   type SpanFrame,
 } from '#shared/distribution/span-frames.ts';
 import { newHttpAgent } from '#shared/http/http-agent.ts';
@@ -43,6 +45,8 @@ const MAX_RETRY_AFTER_MS = 5_000;
 /** Asks other nodes. Their addresses come from the distributor's records only. */
 export class PeerClient {
   readonly #agent: Dispatcher;
+  /** Answers with spans whose bytes are coming. */
+  #receiving = 0;
 
   constructor(tls: PeerTls | undefined) {
     this.#agent = newHttpAgent({
@@ -76,14 +80,22 @@ export class PeerClient {
     const asked = new Set(ask.spans);
     const reader = new FrameReader((span) => (asked.delete(span) ? ask.expected(span) : undefined));
     const path = `/v1/layers/${ask.layer}/spans/${formatSpanRuns(ask.spans)}`;
+    let receives = false;
     const take = (chunk: Uint8Array) => {
+      if (!receives) this.#receiving++;
+      receives = true;
       for (const frame of parsed(peer, () => reader.push(chunk))) taken(frame);
     };
     const headers = {
       accept: ask.packed ? PACKED_SPANS : PLAIN_SPANS,
+      [RECEIVING_HEADER]: String(Math.min(MAX_RECEIVING, this.#receiving)),
       ...(ask.demand ? { [DEMAND_HEADER]: '1' } : {}),
     };
-    await this.#get(peer, path, ask.capability, take, signal, { headers, begun: ask.begun });
+    try {
+      await this.#get(peer, path, ask.capability, take, signal, { headers, begun: ask.begun });
+    } finally {
+      if (receives) this.#receiving--;
+    }
     parsed(peer, () => reader.end());
   }
 

@@ -9,8 +9,10 @@ import {
   DEMAND_HEADER,
   frameHeader,
   PACKED_SPANS,
+  parseReceiving,
   parseSpanRuns,
   PLAIN_SPANS,
+  RECEIVING_HEADER,
 } from '#shared/distribution/span-frames.ts';
 import { createServer } from '#shared/http/node-http.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
@@ -21,8 +23,9 @@ import type { PackedSpans } from './packed-spans.ts';
 import type { PeerMetrics } from './peer-metrics.ts';
 import type { PeerTls } from './peer-client.ts';
 import type { SpanHolder } from './span-holder.ts';
+import { TransferPace, UPLOAD_PACE } from './transfer-pace.ts';
 import { UploadRate } from './upload-rate.ts';
-import { UploadSlots } from './upload-slots.ts';
+import { UploadSlots, type UploadRequest } from './upload-slots.ts';
 
 export interface PeerServerOptions {
   readonly host: string;
@@ -65,6 +68,7 @@ export class PeerServer implements AsyncDisposable {
   readonly #options: PeerServerOptions;
   readonly #server: Server;
   readonly #slots = new UploadSlots();
+  readonly #pace = new TransferPace(UPLOAD_PACE);
   readonly #rate: UploadRate;
   readonly #feed: ResidencyFeed;
   readonly #checks: CapabilityChecks;
@@ -133,7 +137,8 @@ export class PeerServer implements AsyncDisposable {
       if (spans === undefined) return this.#end(response, 400, 'malformed');
       const packs = this.#options.packs && request.headers.accept === PACKED_SPANS;
       const demand = request.headers[DEMAND_HEADER] !== undefined;
-      await this.#spans(response, { layer, spans, packs, demand }, signal);
+      const receiving = parseReceiving(request.headers[RECEIVING_HEADER]);
+      await this.#spans(response, { layer, spans, packs, demand, receiving }, signal);
     } catch (error) {
       if (!gone.signal.aborted && !this.#stopping.signal.aborted) {
         this.#options.logger.debug({ err: error }, 'Cannot serve a peer');
@@ -151,25 +156,24 @@ export class PeerServer implements AsyncDisposable {
 
   async #spans(
     response: ServerResponse,
-    {
-      layer,
-      spans,
-      packs,
-      demand,
-    }: { readonly layer: Digest; readonly spans: readonly number[]; readonly packs: boolean; readonly demand: boolean },
+    ask: { readonly layer: Digest; readonly spans: readonly number[]; readonly packs: boolean } & UploadRequest,
     signal: AbortSignal,
   ): Promise<void> {
     const { holder, metrics } = this.#options;
+    const { layer, spans, packs } = ask;
     const held = holder.get(layer);
     if (held === undefined || held.spanCount > DISTRIBUTION_LIMITS.spans) return this.#end(response, 404, 'not-here');
     // Before a slot is taken: nobody who could be served now stands behind one who waits.
-    if (!(await this.#arrived(layer, spans, demand, signal))) return this.#busy(response);
-    const taking = this.#slots.take(signal);
+    if (!(await this.#arrived(layer, spans, ask.demand, signal))) return this.#busy(response);
+    const taking = this.#slots.take(ask, signal);
     if (taking === undefined) return this.#busy(response);
     response.writeHead(200, { 'content-type': packs ? PACKED_SPANS : PLAIN_SPANS });
     // Whoever asks measures from here on how fast we are: we have what it wants, and the line is ours.
     response.flushHeaders();
-    using _slot = await taking;
+    using slot = await taking;
+    const startMs = performance.now();
+    using lasting = new DisposableStack();
+    lasting.adopt(setTimeout(() => slot.lasts(), this.#pace.lateMs).unref(), clearTimeout);
     for (const span of spans) {
       const sent = await this.#bytesOf(layer, span, packs);
       await this.#write(response, frameHeader(span, sent?.bytes.length, sent?.packed), signal);
@@ -184,6 +188,7 @@ export class PeerServer implements AsyncDisposable {
     // The slot is held until the bytes have left this process, so that slots mean what they say.
     response.end();
     if (!response.writableFinished) await once(response, 'finish', { signal });
+    this.#pace.took(performance.now() - startMs);
     metrics.served.inc({ outcome: 'served' });
   }
 

@@ -51,7 +51,7 @@ function swarmOf(heardMs = performance.now()) {
     deps: {
       client: client as PeerClient,
       metrics: new PeerMetrics(new Registry()),
-      pace: { hedgeMs: 1, took: () => {} } as unknown as TransferPace,
+      pace: { lateMs: 1, took: () => {} } as unknown as TransferPace,
       packing: new PackingChoice('never'),
       rates,
       logger: silentLogger,

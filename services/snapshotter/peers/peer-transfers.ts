@@ -104,7 +104,8 @@ export class PeerTransfers {
     };
     works.add(work);
     this.#transfers.add(transfer);
-    const timer = setTimeout(() => this.#hedge(transfer), deps.pace.hedgeMs);
+    // After so long without a span it is raced by another.
+    const timer = setTimeout(() => this.#hedge(transfer), deps.pace.lateMs);
     const packed = deps.packing.next();
     let restUntilMs = 0;
     let outcome = 'received';
@@ -181,10 +182,8 @@ export class PeerTransfers {
     if (begunMs !== undefined || now - neighbour.heardMs > SWARM_LIMITS.silentMs) {
       deps.rates.atMost(neighbour.record.node, pick.bytes, now - (begunMs ?? startMs));
     }
-    for (const span of transfer.work.missing) {
-      picker.release(span);
-      this.#late.add(span);
-    }
+    picker.late(pick, transfer.work.missing);
+    for (const span of transfer.work.missing) this.#late.add(span);
     this.#options.ended();
   }
 

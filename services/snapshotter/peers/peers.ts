@@ -16,7 +16,7 @@ import { advertisedHost, loadPeerTls, type PeerValues } from './peer-settings.ts
 import { PeerSource } from './peer-source.ts';
 import type { SpanHolder } from './span-holder.ts';
 import { SourceRates } from './source-rates.ts';
-import { TransferPace } from './transfer-pace.ts';
+import { DOWNLOAD_PACE, TransferPace } from './transfer-pace.ts';
 import { UpdateOutbox } from './update-outbox.ts';
 
 export interface PeersOptions {
@@ -106,7 +106,7 @@ export class Peers implements AsyncDisposable {
       packing: new PackingChoice(values.peerPacking),
       claims: bus.claims,
       badPeers: new BadPeers(),
-      pace: new TransferPace(),
+      pace: new TransferPace(DOWNLOAD_PACE),
       rates,
       metrics,
       logger,

@@ -63,6 +63,26 @@ test('no more transfers than the limit, each span in one of them only', () => {
   assert.equal(it.pick(0), undefined);
 });
 
+test('others begin in the stead of transfers that are late, but not of many: then this node itself is slow', () => {
+  const it = picker({ transfers: 1, late: 1 });
+  for (const name of ['a', 'b', 'c']) having(it, name, 0, 1, 2);
+  for (const span of [0, 1, 2]) it.want(span, false);
+  const first = it.pick(0);
+  assert.ok(first);
+  assert.equal(it.pick(0), undefined);
+  it.late(first, first.spans);
+  assert.equal(it.transfers, 0);
+  assert.equal(it.wantedCount, 3);
+  const second = it.pick(0);
+  assert.ok(second);
+  it.late(second, second.spans);
+  assert.equal(it.pick(0), undefined, 'one late is enough');
+  it.ended(first, []);
+  assert.equal(it.transfers, 1);
+  it.ended(second, []);
+  assert.equal(it.transfers, 0);
+});
+
 test('small adjacent spans go in one transfer', () => {
   const it = picker({ groupBytes: 1_200_000 });
   having(it, 'a', 0, 1, 2, 3);

@@ -4,6 +4,8 @@ export interface PickLimits {
   readonly transfers: number;
   /** Transfers from one neighbour at a time. */
   readonly perNeighbour: number;
+  /** Transfers that last too long beside them: more, and it is this node's own link that is slow. */
+  readonly late: number;
   /** Payload bytes of one transfer: small spans go together up to this. */
   readonly groupBytes: number;
 }
@@ -12,7 +14,7 @@ export interface PickLimits {
  * From simulation (`npm run bench -- sim`): with fewer transfers the links stand idle while requests travel, with more per
  * neighbour the uplinks of those who came first are overloaded.
  */
-export const PICK_LIMITS: PickLimits = { transfers: 8, perNeighbour: 1, groupBytes: 512 * 1024 };
+export const PICK_LIMITS: PickLimits = { transfers: 8, late: 2, perNeighbour: 1, groupBytes: 512 * 1024 };
 
 export interface Pick<N> {
   readonly neighbour: N;
@@ -69,6 +71,8 @@ export class SpanPicker<N> {
   readonly #position: Int32Array;
   #wantedCount = 0;
   #transfers = 0;
+  /** Not over, and not among `#transfers` any more. */
+  readonly #late = new Set<Pick<N>>();
 
   constructor(options: {
     readonly spanCount: number;
@@ -89,6 +93,7 @@ export class SpanPicker<N> {
     this.#position = new Int32Array(options.spanCount);
   }
 
+  /** Under way and not late. */
   get transfers(): number {
     return this.#transfers;
   }
@@ -218,9 +223,18 @@ export class SpanPicker<N> {
     return best === undefined ? undefined : this.#begin(best, bestSpan, false);
   }
 
+  /** The transfer lasts too long: others may begin in its stead, and what of it has not come is wanted again. */
+  late(pick: Pick<N>, missing: Iterable<number>): void {
+    if (!this.#late.has(pick) && this.#late.size < this.#limits.late) {
+      this.#late.add(pick);
+      this.#transfers--;
+    }
+    for (const span of missing) this.release(span);
+  }
+
   /** The transfer is over. Spans of it that did not come are wanted again; `restMs` = do not ask there before then. */
   ended(pick: Pick<N>, missing: readonly number[], restUntilMs = 0): void {
-    this.#transfers--;
+    if (!this.#late.delete(pick)) this.#transfers--;
     const neighbour = this.#neighbours.get(pick.neighbour);
     if (neighbour !== undefined) {
       neighbour.transfers--;
