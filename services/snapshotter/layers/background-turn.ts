@@ -1,5 +1,5 @@
 import type { FetchPace } from './fetch-pace.ts';
-import { hasWaiters, type Run } from './span-task.ts';
+import { hasWaiters, isOver, wake, type Run } from './span-task.ts';
 
 /** When a pass over a blob goes on: at once while a reader waits for a part of it, else like other work in the background. */
 export class BackgroundTurn {
@@ -13,8 +13,9 @@ export class BackgroundTurn {
     this.#now = now;
   }
 
-  /** After so many bytes of the blob. A reader that comes (`wake`) ends the pause. */
+  /** After so many bytes of the blob. A reader that comes (`wake`) ends the pause; with the last span all of them end. */
   async turn(run: Run, bytes: number): Promise<void> {
+    if (isOver(run)) wake(run);
     if (hasWaiters(run)) {
       run.waitedMs = this.#now();
       this.#pace.noteDemand();
@@ -25,7 +26,7 @@ export class BackgroundTurn {
     this.#pace.tookBackground(bytes);
     for (;;) {
       const pauseMs = this.#pace.backgroundPauseMs();
-      if (pauseMs <= 0 || run.abort.signal.aborted || hasWaiters(run)) return;
+      if (pauseMs <= 0 || run.abort.signal.aborted || hasWaiters(run) || isOver(run)) return;
       await new Promise<void>((resolve) => {
         const end = () => {
           clearTimeout(timer);

@@ -58,6 +58,12 @@ export function hasWaiters(run: Run): boolean {
   return false;
 }
 
+/** All that it was to bring has come. */
+export function isOver(run: Run): boolean {
+  for (const task of run.tasks.values()) if (task.run === run && task.state === 'running') return false;
+  return true;
+}
+
 export function endRun(run: Run, why: string): void {
   run.abort.abort(new Error(why));
   wake(run);

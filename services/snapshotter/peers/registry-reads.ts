@@ -73,6 +73,7 @@ export class RegistryReads {
     await this.#streams.read(spans, async (part) => await this.#read(part, how));
   }
 
+  /** Of a stream until what has come is verified: whoever waits for that would else take the turn, and read all of it again. */
   async #read(spans: readonly number[], how: string): Promise<void> {
     const { layer, map, deps, calls, picker, works } = this.#options;
     const { registry, outbox, metrics, rates, logger } = deps;
@@ -83,6 +84,8 @@ export class RegistryReads {
     metrics.leases.inc({ how }, spans.length);
     const work: Work = { missing: new Set(spans), abort: new AbortController() };
     const startMs = performance.now();
+    const isStream = map.streamOf(first) !== undefined;
+    const storing: Promise<void>[] = [];
     let bytesRead = 0;
     works.add(work);
     for (const span of spans) {
@@ -96,12 +99,14 @@ export class RegistryReads {
           work.missing.delete(span);
           this.#reading.delete(span);
           bytesRead += map.payloadLength(span);
-          return this.#options.delivered(span, bytes);
+          const stored = this.#options.delivered(span, bytes);
+          if (isStream && stored !== undefined) storing.push(stored);
+          return stored;
         },
         work.abort.signal,
       );
       // A stream goes as fast as it is taken: that tells nothing of the registry.
-      if (map.streamOf(first) === undefined) rates.registryTook(bytesRead, performance.now() - startMs);
+      if (!isStream) rates.registryTook(bytesRead, performance.now() - startMs);
     } catch (error) {
       if (!work.abort.signal.aborted) {
         rates.registryFailed();
@@ -116,5 +121,6 @@ export class RegistryReads {
       }
       this.#options.ended();
     }
+    await Promise.allSettled(storing);
   }
 }
