@@ -36,12 +36,13 @@ export class RegistryReads {
 
   constructor(options: RegistryReadsOptions) {
     this.#options = options;
-    const { layer, map, deps, calls, stopping } = options;
+    const { layer, map, deps, calls, picker, stopping } = options;
     this.#streams = new StreamTurns(map, {
       claims: deps.claims,
       together: () => deps.link.up,
       progressMs: options.progressMs,
       isWanted: (span) => calls.has(span) && !this.#reading.has(span),
+      isNear: (span) => picker.copies(span) > 0,
       fetching: (fetching) => deps.outbox.say(layer, map.spanCount, { fetching }),
       elsewhere: (released) => deps.outbox.say(layer, map.spanCount, { released }),
       stopping,

@@ -30,11 +30,13 @@ function node(claims: Claims, options: { readonly progressMs?: number; readonly 
   const fetching: (readonly number[])[] = [];
   const elsewhere: (readonly number[])[] = [];
   const here = new Set<number>([3]);
+  const near = new Set<number>();
   const turns = new StreamTurns(map, {
     claims,
     together: () => options.together ?? true,
     progressMs: () => options.progressMs ?? performance.now(),
     isWanted: (span) => !here.has(span),
+    isNear: (span) => near.has(span),
     fetching: (spans) => fetching.push(spans),
     elsewhere: (spans) => elsewhere.push(spans),
     stopping: new AbortController().signal,
@@ -47,6 +49,7 @@ function node(claims: Claims, options: { readonly progressMs?: number; readonly 
   };
   return {
     turns,
+    near,
     reads,
     fetching,
     elsewhere,
@@ -94,4 +97,23 @@ test('a node reads for itself where the one that has the turn brings nothing, an
     await one.read([2]);
     assert.deepEqual(one.reads, [[2, 4, 5]]);
   }
+});
+
+test('what neighbours have of a stream is waited for while something comes, and read once nothing does', async () => {
+  await using bus = new LocalBus();
+  const one = node(bus.claims);
+  one.release();
+  for (const span of [2, 4, 5]) one.near.add(span);
+  await one.read([4]);
+  assert.deepEqual([one.reads, one.elsewhere, one.turns.isElsewhere(2)], [[], [[4]], true]);
+  const part = node(bus.claims);
+  part.release();
+  part.near.add(2);
+  await part.read([4]);
+  assert.deepEqual(part.reads, [[4, 5]]);
+  const stalled = node(bus.claims, { progressMs: performance.now() - 6_000 });
+  stalled.release();
+  for (const span of [2, 4, 5]) stalled.near.add(span);
+  await stalled.read([4]);
+  assert.deepEqual(stalled.reads, [[2, 4, 5]]);
 });

@@ -7,6 +7,8 @@ import { adjacentRuns } from './adjacent-runs.ts';
 const LOOK_MS = 1_000;
 /** Nothing has come for so long, though another node has the turn: then this one reads as well. */
 const PATIENCE_MS = 15_000;
+/** Nothing has come for so long, though neighbours have what is missing: then it is read all the same. */
+const COMING_MS = 5_000;
 
 export interface StreamTurnsDeps {
   readonly claims: Claims;
@@ -16,6 +18,8 @@ export interface StreamTurnsDeps {
   readonly progressMs: () => number;
   /** Whether the span is to be read: wanted, and not on its way. */
   readonly isWanted: (span: number) => boolean;
+  /** Whether a neighbour has the span. */
+  readonly isNear: (span: number) => boolean;
   /** These are being read now. */
   readonly fetching: (spans: readonly number[]) => void;
   /** These are not, since another node reads their stream: it is to be asked. */
@@ -67,12 +71,15 @@ export class StreamTurns {
   async #readStream(first: number, last: number, read: (spans: readonly number[]) => Promise<void>): Promise<boolean> {
     if (this.#isOut(first)) return false;
     const isOurs = this.#states.get(first) === 'ours';
+    if (!isOurs && this.#allComes(first, last)) {
+      this.#states.set(first, performance.now() + LOOK_MS);
+      return false;
+    }
     const claim = isOurs ? undefined : await this.#claim(first);
     if (claim === 'elsewhere') return false;
     try {
       this.#states.set(first, 'ours');
-      const spans: number[] = [];
-      for (let span = first; span <= last; span++) if (this.#deps.isWanted(span)) spans.push(span);
+      const spans = this.#wanted(first, last).filter((span) => !this.#comes(span));
       if (spans.length === 0) return true;
       this.#deps.fetching(spans);
       await read(spans);
@@ -81,6 +88,22 @@ export class StreamTurns {
       if (!isOurs) this.#states.delete(first);
       await claim?.[Symbol.asyncDispose]();
     }
+  }
+
+  #wanted(first: number, last: number): number[] {
+    const spans: number[] = [];
+    for (let span = first; span <= last; span++) if (this.#deps.isWanted(span)) spans.push(span);
+    return spans;
+  }
+
+  /** What one who has read it gives away: to read the blob from its front again would seldom be faster. */
+  #comes(span: number): boolean {
+    return performance.now() - this.#deps.progressMs() < COMING_MS && this.#deps.isNear(span);
+  }
+
+  #allComes(first: number, last: number): boolean {
+    const wanted = this.#wanted(first, last);
+    return wanted.length > 0 && wanted.every((span) => this.#comes(span));
   }
 
   #isOut(first: number): boolean {
