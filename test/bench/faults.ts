@@ -10,18 +10,20 @@ export const options = {
   nodes: { type: 'string', default: '8' },
   mbit: { type: 'string', default: '100' },
   mib: { type: 'string', default: '16' },
+  only: { type: 'string', default: '' },
 } as const;
 
 const FILE_BYTES = 512 * 1024;
 
-/** `--nodes 8 --mbit 100 --mib 16`: of each link, both ways, the registry's alike; size of the layer that all nodes start with. */
+/** `--nodes 8 --mbit 100 --mib 16`: of each link, both ways, the registry's alike; size of the layer that all nodes start with. `--only TEXT`: faults whose name has it. */
 export async function run(values: BenchValues<typeof options>, signal: AbortSignal): Promise<unknown> {
   if (process.getuid?.() !== 0) throw new Error('Cannot make network namespaces: run this as root');
   const nodes = Number(values.nodes);
   const link = { bitsPerS: Number(values.mbit) * 1e6 };
   const files = Math.ceil((Number(values.mib) * 1024 * 1024) / FILE_BYTES);
   const outcomes: Outcome[] = [];
-  for (const scenario of [UNDISTURBED, ...KILLS, ...HINDRANCES]) {
+  const faults = [...KILLS, ...HINDRANCES].filter(({ name }) => name.includes(values.only));
+  for (const scenario of [UNDISTURBED, ...faults]) {
     // Each in a cluster of its own: what one has taught the nodes is no help to the next.
     const layer = await sharedLayer(files, FILE_BYTES, signal);
     await using cluster = await TestCluster.start({ nodes, link, layers: [layer], distributors: 2 }, signal);

@@ -71,6 +71,14 @@ export class PeerTransfers {
     return [...this.#late].slice(0, limit);
   }
 
+  /** Neighbours that were asked for the span and are late, or were asked before then. */
+  asked(span: number, beforeMs: number): string[] {
+    const late = Array.from(this.#transfers).filter(
+      ({ work, hedged, startMs }) => work.missing.has(span) && (hedged || startMs < beforeMs),
+    );
+    return late.map(({ neighbour }) => neighbour.record.node);
+  }
+
   /** A reader waits for the span: whoever was asked for it, and has not begun to answer, is to be asked again as for a reader. */
   urgent(span: number): void {
     const { picker } = this.#options;

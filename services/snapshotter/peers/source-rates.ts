@@ -83,6 +83,13 @@ export class SourceRates {
     return known === undefined ? undefined : (bytes * known.ms) / known.bytes;
   }
 
+  /** How long a group of spans takes from the registry; undefined = not known. */
+  get registryMs(): number | undefined {
+    const registry = this.#registry;
+    if (registry === undefined || this.#now() - registry.atMs > KNOWN_MS) return undefined;
+    return (GROUP_BYTES * registry.ms) / registry.bytes;
+  }
+
   /** So slow that the registry is the better source. */
   isSlow(node: string): boolean {
     const now = this.#now();
@@ -90,7 +97,7 @@ export class SourceRates {
     if (peerMs === undefined || now - this.#registryFailedMs < FAILED_MS) return false;
     if (now - (this.#stalled.get(node) ?? now) > STALLED_MS) return true;
     if (peerMs <= SLOW_MS) return false;
-    const usualMs = this.#registryMs() ?? this.#medianMs(node);
+    const usualMs = this.registryMs ?? this.#medianMs(node);
     return usualMs === undefined || peerMs > SLOW_FACTOR * usualMs;
   }
 
@@ -112,13 +119,6 @@ export class SourceRates {
       this.#peers.delete(oldest);
       this.#stalled.delete(oldest);
     }
-  }
-
-  /** Of a group. */
-  #registryMs(): number | undefined {
-    const registry = this.#registry;
-    if (registry === undefined || this.#now() - registry.atMs > KNOWN_MS) return undefined;
-    return (GROUP_BYTES * registry.ms) / registry.bytes;
   }
 
   /** Of a group, from other peers. */

@@ -21,10 +21,8 @@ export const SWARM_LIMITS = {
   absentMs: 50,
   /** Spans that no reader waits for, of one question where they are. */
   located: 16,
-  /** What a reader waits for is read from the registry after this long, whoever was to bring it. */
-  patienceMs: 2_000,
-  /** The same for what nobody waits for. */
-  prefetchPatienceMs: 8_000,
+  /** Reads at a time, beyond which none begins since its reader has lost patience. */
+  impatient: 8,
   tickMs: 250,
   /** A tick that comes so late tells that this process has stood still. */
   stoodStillMs: 750,

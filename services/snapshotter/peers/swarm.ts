@@ -16,6 +16,7 @@ import type { PeerMetrics } from './peer-metrics.ts';
 import { PeerTransfers } from './peer-transfers.ts';
 import type { SpanHolder } from './span-holder.ts';
 import { adjacentRuns } from './adjacent-runs.ts';
+import { askMs, PATIENCE_LIMITS, ReaderPatience } from './reader-patience.ts';
 import { RegistryReads, type Work } from './registry-reads.ts';
 import type { SourceRates } from './source-rates.ts';
 import { SpanPicker } from './span-picker.ts';
@@ -62,6 +63,7 @@ export class Swarm {
   readonly #deps: SwarmDeps;
   readonly #picker: SpanPicker<string>;
   readonly #calls = new SwarmCalls();
+  readonly #patience = new ReaderPatience();
   readonly #neighbours: Neighbourhood;
   readonly #membership: Membership;
   readonly #reads: RegistryReads;
@@ -179,7 +181,7 @@ export class Swarm {
     if (this.#calls.size === 0) this.#progressMs = this.#wantedMs;
     this.#origins = request.origins;
     const done = this.#calls.add(request, deliver, this.#wantedMs, signal, (left) => {
-      for (const span of left) this.#picker.unwant(span);
+      for (const span of left) this.#unwant(span);
       this.#endUseless();
     });
     const demand = request.priority === 'demand';
@@ -343,15 +345,20 @@ export class Swarm {
     this.#senders.set(span, { node, atMs: now, packed });
     if (node !== REGISTRY) this.#deps.outbox.copied(this.layer, span);
     this.#progressMs = now;
-    this.#picker.unwant(span);
+    this.#unwant(span);
     const stored = this.#calls.deliver(span, bytes);
     this.#endUseless();
     return stored;
   }
 
   #giveUp(span: number): void {
-    this.#picker.unwant(span);
+    this.#unwant(span);
     this.#calls.giveUp(span);
+  }
+
+  #unwant(span: number): void {
+    this.#picker.unwant(span);
+    this.#patience.forget(span);
   }
 
   /** Ends what brings nothing that is still wanted: the loser of a race, and what an abort has left. */
@@ -366,13 +373,18 @@ export class Swarm {
   /** Asks who else has what no neighbour has that is fast enough; what nobody has is leased to us. */
   #locate(now: number, wanted: readonly number[]): void {
     const spans = wanted.filter((span) => now - (this.#located.get(span) ?? -Infinity) > SWARM_LIMITS.stallMs);
+    this.#ask(now, spans, []);
+  }
+
+  /** Asks so, without those that were to bring it and are late. */
+  #ask(now: number, spans: readonly number[], late: readonly string[]): void {
     // Before it has joined nobody would give it anything.
     if (spans.length === 0 || this.#membership.capability === undefined) return;
     for (const span of spans) this.#located.set(span, now);
-    const without = this.#neighbours.lost();
+    const without = [...new Set([...late, ...this.#neighbours.lost()])].slice(0, DISTRIBUTION_LIMITS.avoided);
     const slow = this.#neighbours.slow();
     this.#track(
-      this.#deps.link.locate({ layer: this.layer, spans, without, slow }, this.#stopping.signal).then(
+      this.#deps.link.locate({ layer: this.layer, spans: [...spans], without, slow }, this.#stopping.signal).then(
         ({ leased, elsewhere }) => {
           this.#leased(leased);
           for (const { span, from } of elsewhere) {
@@ -402,15 +414,38 @@ export class Swarm {
     if (fetching.length > 0) this.#deps.outbox.say(this.layer, this.#map.spanCount, { fetching });
     const stalled = now - this.#progressMs > SWARM_LIMITS.stallMs;
     if (stalled && !this.#decidesAlone()) this.#locate(now, this.#picker.nowhere(SWARM_LIMITS.located, false));
-    // Whatever else is wrong, a reader gets its bytes.
-    for (const span of this.#calls.spans()) {
-      const demanded = this.#picker.isDemanded(span);
-      const patienceMs = demanded ? SWARM_LIMITS.patienceMs : SWARM_LIMITS.prefetchPatienceMs;
-      const waitedMs = now - Math.max(this.#calls.sinceMs(span) ?? now, demanded ? 0 : this.#progressMs);
-      if (waitedMs <= patienceMs || this.#reads.has(span) || this.#reads.size >= 8) continue;
-      this.#track(this.#reads.read([span], 'impatient'));
-    }
+    this.#helpReaders(now);
     this.#pumpSoon();
+  }
+
+  /** Whatever else is wrong, a reader gets its bytes; and what is fetched ahead comes some day. */
+  #helpReaders(now: number): void {
+    const { pace, rates, link } = this.#deps;
+    const { lateMs } = pace;
+    const { registryMs } = rates;
+    const usual = link.up && this.#membership.capability !== undefined ? { lateMs, registryMs } : undefined;
+    const asked = new Map<string, { readonly late: readonly string[]; readonly spans: number[] }>();
+    for (const span of this.#calls.spans()) {
+      if (this.#reads.has(span)) continue;
+      const sinceMs = this.#calls.sinceMs(span) ?? now;
+      if (!this.#picker.isDemanded(span)) {
+        const waitedMs = now - Math.max(sinceMs, this.#progressMs);
+        if (waitedMs > PATIENCE_LIMITS.aheadMs) this.#readImpatiently(span);
+        continue;
+      }
+      const next = this.#patience.next(span, now - sinceMs, now, usual);
+      if (next === 'read') this.#readImpatiently(span);
+      if (next !== 'ask' || usual === undefined) continue;
+      const late = this.#transfers.asked(span, now - askMs(usual));
+      const group = asked.get(late.join()) ?? { late, spans: [] };
+      if (group.spans.length < DISTRIBUTION_LIMITS.located) group.spans.push(span);
+      asked.set(late.join(), group);
+    }
+    for (const { late, spans } of asked.values()) this.#ask(now, spans, late);
+  }
+
+  #readImpatiently(span: number): void {
+    if (this.#reads.size < SWARM_LIMITS.impatient) this.#track(this.#reads.read([span], 'impatient'));
   }
 
   /** What this node reads from the registry, until others can have it from here. As many as can be told in one message. */
