@@ -58,8 +58,8 @@ export interface LayerSummary {
 export interface ChunkDirectory extends AsyncDisposable {
   /** Another one than before: what was known has been lost, and nodes must say it again. */
   epoch(): Promise<string>;
-  /** A secret that all replicas share; the first one's `make` decides. */
-  secret(make: () => string): Promise<string>;
+  /** A secret that all replicas share; the first one's `make` decides. One that `parse` cannot read is made anew. */
+  secret<T>(make: () => string, parse: (text: string) => T): Promise<T>;
   readonly nodes: NodeTable;
   readonly layers: LayerTable;
   readonly reports: ReportTable;

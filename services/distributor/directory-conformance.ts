@@ -34,8 +34,8 @@ export function directoryConformance(name: string, open: () => Promise<ChunkDire
 
   it('epoch and secret stay, and the first secret decides', async (directory) => {
     assert.equal(await directory.epoch(), await directory.epoch());
-    const secret = await directory.secret(() => 'one');
-    assert.equal(await directory.secret(() => 'two'), secret);
+    const secret = await directory.secret(() => 'one', String);
+    assert.equal(await directory.secret(() => 'two', String), secret);
   });
 
   it('nodes are known until they have been silent', async (directory) => {

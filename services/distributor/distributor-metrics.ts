@@ -6,6 +6,7 @@ export class DistributorMetrics {
   readonly leases: Counter<'how'>;
   readonly lostNodes: Counter;
   readonly forgotten: Counter;
+  readonly garbage: Counter;
   readonly reports: Counter<'outcome'>;
   readonly nodes: Gauge;
   readonly suspects: Gauge;
@@ -39,6 +40,11 @@ export class DistributorMetrics {
     this.forgotten = new Counter({
       name: 'kindling_distributor_forgotten_total',
       help: 'Times that the directory was found empty',
+      registers,
+    });
+    this.garbage = new Counter({
+      name: 'kindling_distributor_garbage_total',
+      help: 'Times that values were found in Redis that no distributor has written so, and were deleted',
       registers,
     });
     this.reports = new Counter({

@@ -306,10 +306,10 @@ export class Distributor {
     const { directory, bus, metrics, logger } = this.#deps;
     const epoch = await directory.epoch();
     if (this.#key?.epoch === epoch) return this.#key;
-    const secret = await directory.secret(() =>
-      generateKeyPairSync('ed25519').privateKey.export({ format: 'der', type: 'pkcs8' }).toString('base64'),
+    const privateKey = await directory.secret(
+      () => generateKeyPairSync('ed25519').privateKey.export({ format: 'der', type: 'pkcs8' }).toString('base64'),
+      (text) => createPrivateKey({ key: Buffer.from(text, 'base64'), format: 'der', type: 'pkcs8' }),
     );
-    const privateKey = createPrivateKey({ key: Buffer.from(secret, 'base64'), format: 'der', type: 'pkcs8' });
     const before = this.#key;
     this.#key = { epoch, privateKey, publicText: textOfPublicKey(privateKey) };
     if (before !== undefined && before.epoch !== epoch) {

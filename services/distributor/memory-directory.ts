@@ -51,8 +51,8 @@ export class MemoryDirectory implements ChunkDirectory {
     return Promise.resolve(this.#epoch);
   }
 
-  secret(make: () => string): Promise<string> {
-    return Promise.resolve((this.#secret ??= make()));
+  secret<T>(make: () => string, parse: (text: string) => T): Promise<T> {
+    return Promise.resolve(parse((this.#secret ??= make())));
   }
 
   readonly nodes: NodeTable = {

@@ -2,11 +2,13 @@ import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { after, before, describe, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { Cluster, Redis } from 'ioredis';
 import { silentLogger } from '#shared/telemetry/logger.ts';
 import { TestRedis } from '#test/harness/redis.ts';
 import { TestRedisCluster } from '#test/harness/redis-cluster.ts';
 import { directoryConformance } from './directory-conformance.ts';
 import { RedisDirectory } from './redis-directory.ts';
+import { garbageTests } from './redis-garbage-tests.ts';
 
 const skip = spawnSync('redis-server', ['--version'], { stdio: 'ignore' }).error
   ? 'redis-server is not installed'
@@ -27,6 +29,7 @@ describe('Redis', { skip }, () => {
   };
 
   directoryConformance('in Redis', open);
+  garbageTests('in Redis', async () => ({ url: redis.url, raw: new Redis(redis.url) }));
 
   test('the epoch is another one after Redis has lost everything, and until then calls fail at once', async () => {
     await using directory = await open();
@@ -55,6 +58,7 @@ describe('Redis Cluster', { skip }, () => {
   };
 
   directoryConformance('in a Redis Cluster', open);
+  garbageTests('in a Redis Cluster', async () => ({ url: cluster.url, raw: new Cluster(cluster.url.split(',')) }));
 
   test('the epoch is another one after one of the masters has lost its part', async () => {
     await using directory = await open();

@@ -1,7 +1,10 @@
+import { GARBAGE_REPLY } from './redis-garbage.ts';
+
 /**
  * What must be atomic in the directory. All keys of a layer carry its hash tag, so that they lie in one slot of a Redis Cluster:
  *
- *     kd:{hex}:meta      hash: spans = span count, reads = spans read from the registry, each as often as it was
+ *     kd:{hex}:meta      hash: spans = span count, reads = spans read from the registry, each as often as it was, any and b:NODE =
+ *                        bits set in the bitmaps of these names: one that has another number was cut short or overwritten
  *     kd:{hex}:members   set of nodes
  *     kd:{hex}:b:NODE    bitmap of the spans the node holds (Redis numbers bits from the top of a byte: see redis-directory.ts)
  *     kd:{hex}:any       bitmap: the union of them
@@ -12,14 +15,27 @@
  */
 export const LAYER_KEYS = ['meta', 'members', 'any', 'unread', 'leases', 'waiting', 'read'] as const;
 
+/** Scripts that find what they cannot read, or a bitmap with another number of bits, end with the error GARBAGE. */
 const HEAD = `
 local meta, members, any, unread, leases, waiting = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local once, own = KEYS[7], KEYS[8]
+local function parts(text)
+  local node, since, till = string.match(text, '^(.*)|(%d+)|(%d+)$')
+  if not node then error('${GARBAGE_REPLY} ' .. leases) end
+  return node, tonumber(since), tonumber(till)
+end
 local function lease(span)
   local text = redis.call('HGET', leases, span)
   if not text then return nil end
-  local node, since, till = string.match(text, '^(.*)|(%d+)|(%d+)$')
-  return { node = node, since = tonumber(since), till = tonumber(till) }
+  local node, since, till = parts(text)
+  return { node = node, since = since, till = till }
+end
+local function bits(name, key)
+  local known, count = redis.call('HGET', meta, name), redis.call('BITCOUNT', key)
+  if known ~= tostring(count) and (known or count > 0) then error('${GARBAGE_REPLY} ' .. key) end
+end
+local function counted(name, key)
+  redis.call('HSET', meta, name, redis.call('BITCOUNT', key))
 end
 local function want(span)
   if redis.call('GETBIT', any, span) == 0 and redis.call('HEXISTS', leases, span) == 0 then
@@ -37,6 +53,7 @@ end
 local function unite()
   redis.call('DEL', own)
   if #KEYS > 8 then redis.call('BITOP', 'OR', any, unpack(KEYS, 9)) else redis.call('DEL', any) end
+  counted('any', any)
 end
 local function read(span)
   redis.call('ZREM', unread, span)
@@ -52,6 +69,8 @@ export const CHANGE = `${HEAD}
 local node, now, ms, age, keep = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
 local took = {}
 local change = cjson.decode(ARGV[6])
+bits('any', any)
+bits('b:' .. node, own)
 if change.anew then unite() end
 redis.call('HSET', meta, 'spans', change.spans)
 redis.call('SADD', members, node)
@@ -64,13 +83,15 @@ for _, span in ipairs(change.gained) do
   redis.call('SETBIT', any, span, 1)
   read(span)
 end
+counted('any', any)
+counted('b:' .. node, own)
 for _, span in ipairs(change.read) do redis.call('SETBIT', once, span, 1) end
 if #took > 0 then
   -- What it reads one after the other is not late while it goes on.
   local flat = redis.call('HGETALL', leases)
   for i = 1, #flat, 2 do
-    local holder, since, till = string.match(flat[i + 1], '^(.*)|(%d+)|(%d+)$')
-    if holder == node and now - tonumber(since) < age then
+    local holder, since, till = parts(flat[i + 1])
+    if holder == node and now - since < age then
       redis.call('HSET', leases, flat[i], node .. '|' .. now .. '|' .. till)
     end
   end
@@ -97,6 +118,7 @@ return took
 export const LEAVE = `${HEAD}
 redis.call('SREM', members, ARGV[1])
 redis.call('HDEL', waiting, ARGV[1])
+redis.call('HDEL', meta, 'b:' .. ARGV[1])
 if redis.call('SCARD', members) == 0 then
   redis.call('DEL', meta, any, unread, leases, waiting, once, own)
   return 0
@@ -116,13 +138,14 @@ return redis.call('SCARD', members)
 export const LOOK = `${HEAD}
 local now, age = tonumber(ARGV[1]), tonumber(ARGV[2])
 local flat, out, late = redis.call('HGETALL', leases), 0, {}
+bits('any', any)
 for i = 1, #flat, 2 do
-  local node, since, till = string.match(flat[i + 1], '^(.*)|(%d+)|(%d+)$')
+  local node, since, till = parts(flat[i + 1])
   -- One that is too old stays: what its holder says of it from now on changes nothing.
-  if now - tonumber(since) >= age then
+  if now - since >= age then
     redis.call('ZADD', unread, flat[i], flat[i])
     late[#late + 1] = node
-  elseif tonumber(till) <= now then free(flat[i])
+  elseif till <= now then free(flat[i])
   else out = out + 1 end
 end
 local sample = {}

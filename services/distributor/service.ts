@@ -18,8 +18,9 @@ export interface DistributorServiceDeps extends ServiceParts {
 
 const SWEEP_MS = 1_000;
 
-export function openDirectory(values: Pick<DistributorValues, 'redisUrl'>, logger: Logger): ChunkDirectory {
-  return values.redisUrl === undefined ? new MemoryDirectory() : new RedisDirectory({ url: values.redisUrl, logger });
+function openDirectory(url: string | undefined, metrics: DistributorMetrics, logger: Logger): ChunkDirectory {
+  if (url === undefined) return new MemoryDirectory();
+  return new RedisDirectory({ url, logger, onGarbage: () => metrics.garbage.inc() });
 }
 
 /** Answers nodes until `signal` aborts. */
@@ -30,12 +31,12 @@ export async function runDistributor(
 ): Promise<void> {
   const { bus, registry, logger } = deps;
   await using closing = new AsyncDisposableStack();
-  const directory = closing.use(openDirectory(values, logger));
+  const metrics = new DistributorMetrics(deps.metrics);
+  const directory = closing.use(openDirectory(values.redisUrl, metrics, logger));
   const allowed = new AllowedRepositories(values.registries);
   if (allowed.isEmpty) {
     logger.warn('No registry is allowed: nodes will share nothing; set KINDLING_DISTRIBUTOR_REGISTRIES');
   }
-  const metrics = new DistributorMetrics(deps.metrics);
   const distributor = new Distributor({
     bus,
     directory,
