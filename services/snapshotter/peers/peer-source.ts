@@ -11,6 +11,8 @@ const MiB = 1024 * 1024;
 const HURRIED = 4;
 /** Layers that are fetched together with others at a time; each has a few connections. Further ones come from the registry. */
 const SWARMS = 256;
+/** Of these, so many of layers that are only expected to be read: nodes may be given hundreds of images at once. */
+const EXPECTED = 128;
 
 /**
  * Spans from other nodes, and from the registry what this node is to read there for all of them. What is not
@@ -46,7 +48,8 @@ export class PeerSource implements SpanSource {
   /** Joins those who share the layer, so that the first reader does not wait for that. */
   expected(target: Expected): void {
     if (isOfNodeOnly(target.map)) return;
-    const swarm = this.#swarms.get(target.layer) ?? this.#open(target);
+    const known = this.#swarms.get(target.layer);
+    const swarm = known ?? (this.#swarms.size < EXPECTED ? this.#open(target) : undefined);
     swarm?.expected(target.origins);
   }
 

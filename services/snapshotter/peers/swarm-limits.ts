@@ -28,4 +28,6 @@ export const SWARM_LIMITS = {
   stoodStillMs: 750,
   /** Follows nobody any more after so long without a want. */
   idleMs: 10_000,
+  /** The same where nothing was wanted yet: a start that does not follow at once joins again. */
+  expectedMs: 3_000,
 } as const;

@@ -41,6 +41,7 @@ async function nodeWith(members: number) {
   const said = new EventEmitter();
   const joins: { readonly request: JoinRequest; readonly answer: () => void }[] = [];
   const updates: Changed[] = [];
+  const left: string[] = [];
   const reads: SpanRequest[] = [];
   const answerHello = async (): Promise<Uint8Array> =>
     encodeMessage({
@@ -64,6 +65,7 @@ async function nodeWith(members: number) {
     bus.messages.subscribe(SUBJECTS.update, 'd', (bytes) => {
       const update = decodeMessage(updateMessage, bytes, 'an update');
       if (update.kind === 'changed') updates.push(update);
+      if (update.kind === 'left') left.push(update.layer);
       said.emit('update');
     }),
   );
@@ -106,7 +108,7 @@ async function nodeWith(members: number) {
     while (!holds()) await once(said, what);
   };
   const kept = closing.move();
-  return { peers, target, joins, updates, reads, fetch, until, [Symbol.asyncDispose]: () => kept.disposeAsync() };
+  return { peers, target, joins, updates, left, reads, fetch, until, [Symbol.asyncDispose]: () => kept.disposeAsync() };
 }
 
 const spansOf = (wants: string | undefined): number[] => [...SpanSet.fromText(map.spanCount, wants ?? '').spans()];
@@ -140,4 +142,16 @@ test('a layer that is expected to be read is joined before anything of it is wan
     [[2, 5]],
   );
   assert.equal(node.joins.length, 1);
+});
+
+test('a node that nothing of a layer was wanted on does not stay among those who share it', async () => {
+  await using node = await nodeWith(2);
+  node.peers.source.expected(node.target);
+  await node.until('join', () => node.joins.length > 0);
+  node.joins[0]?.answer();
+  await node.until('update', () => node.left.length > 0);
+  assert.deepEqual(node.left, [layer]);
+  node.peers.source.expected(node.target);
+  await node.until('join', () => node.joins.length > 1);
+  node.joins[1]?.answer();
 });

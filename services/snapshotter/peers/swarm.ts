@@ -83,6 +83,7 @@ export class Swarm {
   #aloneRunBytes: number = SWARM_LIMITS.firstRunBytes;
   #progressMs = performance.now();
   #tickedMs = performance.now();
+  #wanted = false;
   #wantedMs = performance.now();
   #pumping = false;
   #wantsSaid = true;
@@ -177,6 +178,7 @@ export class Swarm {
 
   /** As SpanSource.fetch. */
   async fetch(request: SpanRequest, deliver: DeliverSpan, signal: AbortSignal): Promise<void> {
+    this.#wanted = true;
     this.#wantedMs = performance.now();
     if (this.#calls.size === 0) this.#progressMs = this.#wantedMs;
     this.#origins = request.origins;
@@ -405,7 +407,8 @@ export class Swarm {
     this.#tickedMs = now;
     for (const [span, { atMs }] of this.#senders) if (now - atMs > 10_000) this.#senders.delete(span);
     if (this.#calls.size === 0) {
-      if (this.#works.size === 0 && now - this.#wantedMs > SWARM_LIMITS.idleMs) this.#deps.idle(this);
+      const idleMs = this.#wanted ? SWARM_LIMITS.idleMs : SWARM_LIMITS.expectedMs;
+      if (this.#works.size === 0 && now - this.#wantedMs > idleMs) this.#leave();
       return;
     }
     this.#membership.check(this.#neighbours.size);
@@ -446,6 +449,14 @@ export class Swarm {
 
   #readImpatiently(span: number): void {
     if (this.#reads.size < SWARM_LIMITS.impatient) this.#track(this.#reads.read([span], 'impatient'));
+  }
+
+  #leave(): void {
+    const { link, holder, idle } = this.#deps;
+    const holds = holder.get(this.layer)?.residency.some((byte) => byte !== 0) === true;
+    // Who has nothing and wants nothing is no neighbour to anybody.
+    if (!holds) link.send({ kind: 'left', node: link.record.node, layer: this.layer });
+    idle(this);
   }
 
   /** What this node reads from the registry, until others can have it from here. As many as can be told in one message. */
