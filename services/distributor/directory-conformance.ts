@@ -243,6 +243,20 @@ export function directoryConformance(name: string, open: () => Promise<ChunkDire
     assert.ok(!(await table.summaries(10_000)).some((summary) => summary.layer === layer));
   });
 
+  it('a node that leaves and held nothing takes nothing away of what the others hold', async (directory, layer) => {
+    const { layers: table } = directory;
+    await table.change(layer, 'holds', { spanCount: 20, gained: [3] }, 0, TERMS);
+    await table.change(layer, 'waits', { spanCount: 20, wants: wants(4), fetching: [5] }, 0, TERMS);
+    await table.leave(layer, 'waits', 0);
+    const asked = { node: 'asks', spans: [3], without: [], slow: [] };
+    assert.deepEqual(await table.locate(layer, asked, 0, TERMS), [{ span: 3, from: ['holds'], leased: false }]);
+    await table.change(layer, 'asks', { spanCount: 20, wants: wants(3, 5) }, 0, TERMS);
+    const { members, unread } = await table.look(layer, 0, TERMS, LIMITS);
+    assert.deepEqual([members, unread], [2, [4, 5]]);
+    await table.leave(layer, 'asks', 0);
+    await table.leave(layer, 'holds', 0);
+  });
+
   it('removing a node takes it out of its layers; the summary counts', async (directory, layer) => {
     const { layers: table } = directory;
     await directory.nodes.put(record('x'), 0);

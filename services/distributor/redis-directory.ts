@@ -149,7 +149,8 @@ export class RedisDirectory implements ChunkDirectory {
       await this.#ofLayer(layer, node, async () => await this.#change(layer, node, change, nowMs, terms)),
     leave: async (layer, node) =>
       await this.#ofLayer(layer, node, async () => {
-        const left = await this.#eval(LEAVE, layer, node, await this.#bitmapsBut(layer, node), [node]);
+        let left = await this.#eval(LEAVE, layer, node, [], [node, 0]);
+        if (left === -1) left = await this.#eval(LEAVE, layer, node, await this.#bitmapsBut(layer, node), [node, 1]);
         await this.#redis.srem(layersOf(node), hexOf(layer));
         if (left === 0) await this.#redis.srem(LAYERS, hexOf(layer));
       }),

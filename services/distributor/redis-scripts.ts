@@ -114,8 +114,13 @@ for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, keep) end
 return took
 `;
 
-/** KEYS also: the bitmaps of all that stay. ARGV: node. Returns how many members are left. */
+/**
+ * KEYS also: the bitmaps of all that stay, only needed where the node holds spans. ARGV: node, whether they are there: 0 or 1. Returns how
+ * many members are left; -1 = they are needed, and nothing was changed.
+ */
 export const LEAVE = `${HEAD}
+local held = redis.call('EXISTS', own) == 1
+if held and ARGV[2] == '0' then return -1 end
 redis.call('SREM', members, ARGV[1])
 redis.call('HDEL', waiting, ARGV[1])
 redis.call('HDEL', meta, 'b:' .. ARGV[1])
@@ -123,7 +128,7 @@ if redis.call('SCARD', members) == 0 then
   redis.call('DEL', meta, any, unread, leases, waiting, once, own)
   return 0
 end
-unite()
+if held then unite() end
 for span, text in pairs((function(flat)
   local map = {}
   for i = 1, #flat, 2 do map[flat[i]] = flat[i + 1] end
