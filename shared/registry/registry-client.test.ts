@@ -61,11 +61,12 @@ suite('authorization', () => {
     assert.equal(await client.authorizationOf(repository, signal), 'Bearer t1');
   });
 
-  test('a token that is no longer accepted is renewed, and a short-lived one before it expires', async () => {
+  test('a token that is no longer accepted is renewed, and a short-lived one before it expires', async ({ mock }) => {
+    mock.timers.enable({ apis: ['Date'], now: Date.now() });
     let tokens = 0;
     await using registry = await FakeRegistry.start((self) => (request, response) => {
       if (request.url.pathname === '/token') {
-        response.end(JSON.stringify({ access_token: `t${++tokens}`, expires_in: tokens === 1 ? 3600 : 1e-6 }));
+        response.end(JSON.stringify({ access_token: `t${++tokens}`, expires_in: tokens === 1 ? 3600 : 100 }));
       } else if (request.headers.authorization !== `Bearer t${Math.max(2, tokens)}`) {
         response.writeHead(401, { 'www-authenticate': `Bearer realm="http://${self.host}/token"` }).end();
       } else sendBlob(request, response, blob);
@@ -74,6 +75,10 @@ suite('authorization', () => {
     const repository = `${registry.host}/a/b`;
     await assert.rejects(client.readRange(repository, digest, 0, 5, signal), { code: 'unauthorized', status: 401 });
     await client.readRange(repository, digest, 0, 5, signal);
+    mock.timers.tick(79_000);
+    await client.readRange(repository, digest, 0, 5, signal);
+    assert.equal(tokens, 2);
+    mock.timers.tick(2_000);
     await client.readRange(repository, digest, 0, 5, signal);
     assert.equal(tokens, 3);
   });
