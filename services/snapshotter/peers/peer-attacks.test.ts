@@ -55,7 +55,8 @@ async function startServer(): Promise<PeerServer> {
 async function answerTo(port: number, bytes: string | Buffer): Promise<string> {
   return await new Promise<string>((resolve) => {
     let text = '';
-    const socket = connect(port, '127.0.0.1', () => socket.end(bytes));
+    // Not ended: a server need not answer one that has hung up already.
+    const socket = connect(port, '127.0.0.1', () => socket.write(bytes));
     socket.on('data', (part: Buffer) => {
       text += part.toString('latin1');
     });
