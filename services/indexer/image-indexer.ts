@@ -8,6 +8,7 @@ import {
   type IndexedLayer,
   type KindlingEvent,
 } from '#shared/events/image-events.ts';
+import { encodeIndexingFailure, INDEXING_FAILED } from '#shared/events/indexing-failure.ts';
 import type { ClusterIndexes } from '#shared/indexes/cluster-indexes.ts';
 import type { RegistryIndexes } from '#shared/indexes/registry-indexes.ts';
 import type { AllowedRepositories } from '#shared/registry/allowed-repositories.ts';
@@ -45,17 +46,25 @@ export class ImageIndexer {
 
   async handle(type: Cause, delivery: Delivery): Promise<void> {
     const { metrics, logger } = this.#deps;
+    let event: KindlingEvent<Cause> | undefined;
     try {
-      const event = read(type, delivery.payload);
+      event = read(type, delivery.payload);
       const indexed = await this.#index(event, delivery.signal);
       metrics.events.inc({ type, outcome: indexed ? 'done' : 'ignored' });
     } catch (error) {
       const rejected = error instanceof RejectedEvent;
       metrics.events.inc({ type, outcome: rejected ? 'rejected' : 'failed' });
-      if (!delivery.signal.aborted)
+      if (!delivery.signal.aborted) {
         logger.warn({ type, attempt: delivery.attempt, err: error }, 'could not index an image');
+        if (event !== undefined) this.#tell(event, codeOf(error), messageOf(error), isPassing(error));
+      }
       throw error;
     }
+  }
+
+  /** Whoever sent the event by hand may wait for what comes of it. */
+  #tell({ source, id }: KindlingEvent<Cause>, code: string, reason: string, passing: boolean): void {
+    this.#deps.bus.messages.send(INDEXING_FAILED, encodeIndexingFailure({ source, id, code, reason, passing }));
   }
 
   async #index(event: KindlingEvent<Cause>, signal: AbortSignal): Promise<boolean> {
@@ -69,6 +78,8 @@ export class ImageIndexer {
     const image = await rejecting(resolveImage(registry, reference, platforms, signal));
     if (image.images.length === 0) {
       logger.info({ image: event.data.image, digest: image.digest }, 'not a container image for our platforms');
+      const reason = `Cannot index ${event.data.image}: it is no container image for ${platforms.join(', ')}`;
+      this.#tell(event, 'wrong-platform', reason, false);
       return false;
     }
     const layers = await this.#layers(reference, image.images, signal);
@@ -158,4 +169,18 @@ async function rejecting<T>(work: Promise<T>): Promise<T> {
 function asRejection(error: unknown): unknown {
   if (!(error instanceof RegistryError) || (error.code !== 'refused' && error.code !== 'too-large')) return error;
   return new RejectedEvent(error.message, { cause: error });
+}
+
+function codeOf(error: unknown): string {
+  const cause = error instanceof RejectedEvent && error.cause !== undefined ? error.cause : error;
+  return cause instanceof Error && 'code' in cause ? String(cause.code).slice(0, 64) : 'failed';
+}
+
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
+/** What is only so for now says so itself; of all else nobody knows when it would be better. */
+function isPassing(error: unknown): boolean {
+  return error instanceof Error && 'retryable' in error && error.retryable === true;
 }

@@ -4,6 +4,7 @@ import { eventually, Inbox } from '#shared/bus/bus-conformance.ts';
 import { LocalBus } from '#shared/bus/local-bus.ts';
 import { sha256, type Digest } from '#shared/digest/digest.ts';
 import { fromBus, toBus, type ImageIndexed } from '#shared/events/image-events.ts';
+import { decodeIndexingFailure, INDEXING_FAILED } from '#shared/events/indexing-failure.ts';
 import { ClusterIndexes } from '#shared/indexes/cluster-indexes.ts';
 import { LayerError } from '#shared/layer/layer-index.ts';
 import { MEDIA_TYPES, parseManifest } from '#shared/registry/manifest.ts';
@@ -217,6 +218,44 @@ test('a wrong blob never gets an index: the event ends among the dead letters, t
   await rig.publish('r.example/app:v1');
   assert.equal((await rig.indexed.take()).image, 'r.example/app:v1');
   assert.equal(attempts.length, 2);
+});
+
+test('whoever waits is told why an image cannot be indexed, and whether that may pass', async () => {
+  let error: Error = new RegistryError('unreachable', 'it is down', { host: 'r.example' });
+  await using rig = start(
+    async () => {
+      throw error;
+    },
+    { registries: ['r.example'], attempts: 1 },
+  );
+  const told = new Inbox<object>();
+  await using _told = rig.bus.messages.subscribe(INDEXING_FAILED, undefined, (payload) =>
+    told.put(decodeIndexingFailure(payload)),
+  );
+  const about = (id: string) => ({ source: 'test', id });
+  await rig.publish('r.example/app:none', '1');
+  assert.deepEqual(await told.take(), {
+    ...about('1'),
+    code: 'not-found',
+    reason: 'no such manifest',
+    passing: false,
+  });
+  rig.manifests.image('v1', ['base']);
+  await rig.publish('r.example/app:v1', '2');
+  assert.deepEqual(await told.take(), { ...about('2'), code: 'unreachable', reason: 'it is down', passing: true });
+  error = new RegistryError('too-large', 'it is huge', { host: 'r.example' });
+  await rig.publish('r.example/app:v1', '3');
+  assert.deepEqual(await told.take(), { ...about('3'), code: 'too-large', reason: 'it is huge', passing: false });
+  await rig.publish('evil.example/app:v1', '4');
+  assert.deepEqual(await told.take(), {
+    ...about('4'),
+    code: 'rejected',
+    reason: 'Cannot index evil.example/app:v1: its repository is not among KINDLING_INDEXER_REGISTRIES',
+    passing: false,
+  });
+  rig.manifests.image('artifact', ['x'], { artifactType: 'application/x' });
+  await rig.publish('r.example/app:artifact', '5');
+  assert.partialDeepStrictEqual(await told.take(), { ...about('5'), code: 'wrong-platform', passing: false });
 });
 
 test('what is refused once and for all costs no second attempt', async () => {

@@ -1,7 +1,9 @@
 import { randomUUID } from 'node:crypto';
-import { Command } from 'commander';
+import { Command, Option } from 'commander';
+import type { Bus, Subscription } from '#shared/bus/bus.ts';
 import { SettingsError } from '#shared/config/settings.ts';
 import { subjectOf, toBus, fromBus, type ImageIndexed } from '#shared/events/image-events.ts';
+import { decodeIndexingFailure, INDEXING_FAILED } from '#shared/events/indexing-failure.ts';
 import { formatReference, parseReference } from '#shared/registry/reference.ts';
 import { clusterAccess } from '../cluster-access.ts';
 import { sendToGateway } from '../gateway-access.ts';
@@ -17,6 +19,16 @@ interface Flags {
   readonly json?: true;
 }
 
+/** `code`: of the indexer's error. */
+export class DeployError extends Error {
+  override readonly name = 'DeployError';
+  readonly code: string;
+  constructor(code: string, message: string) {
+    super(message);
+    this.code = code;
+  }
+}
+
 export function command(): Command {
   return new Command('deploy')
     .summary('make an image ready on all nodes: the event that a platform would send, by hand')
@@ -30,7 +42,9 @@ export function command(): Command {
       '--gateway <url>',
       'send it to this gateway instead, such as http://127.0.0.1:8460, with the first token of $KINDLING_GATEWAY_TOKENS',
     )
-    .option('--wait', 'wait until the image is indexed; not with --gateway')
+    .addOption(
+      new Option('--wait', 'wait until the image is indexed, or cannot be; not with --gateway').conflicts('gateway'),
+    )
     .option('--timeout <seconds>', 'how long to wait at most', wholeNumber, 600)
     .option('--json', 'print as JSON')
     .action(async (image: string, flags: Flags) => {
@@ -56,41 +70,70 @@ async function deploy(image: string, flags: Flags, signal: AbortSignal): Promise
     );
   }
   await using bus = opened;
-  const indexed = Promise.withResolvers<ImageIndexed>();
+  const answer = flags.wait ? new Answer(bus, name, event) : undefined;
   // Before the event: its answer must not pass unseen.
-  await using _answers = flags.wait
-    ? bus.messages.subscribe(subjectOf('image.indexed'), undefined, (payload) => {
-        const { data } = fromBus('image.indexed', payload);
-        if (data.image === name && data.cause === 'deploy') indexed.resolve(data);
-      })
-    : undefined;
+  await using _listening = answer;
   await bus.events.publish(toBus(event, new Date()), signal);
-  if (!flags.wait) {
+  if (answer === undefined) {
     print(flags, { id, ...data }, `${name} is announced (event ${id})`);
     return;
   }
-  const ends = AbortSignal.any([signal, AbortSignal.timeout(flags.timeout * 1000)]);
-  const done = await Promise.race([
-    indexed.promise,
-    new Promise<never>((_, reject) => {
-      ends.addEventListener(
-        'abort',
-        () =>
-          reject(
-            signal.aborted
-              ? new Error('interrupted')
-              : new Error(
-                  `${name} is announced, but not indexed after ${flags.timeout} s; is an indexer running, and can it read the image? See its log, and: kindling events dead`,
-                ),
-          ),
-        { once: true },
-      );
-    }),
-  ]);
+  const done = await answer.wait(flags.timeout, signal);
   const lazy = done.layers.filter((layer) => layer.state === 'indexed').length;
   print(flags, { id, ...done }, `${name} is indexed: ${lazy} of ${done.layers.length} layers lazy`);
   for (const layer of done.layers) {
     if (layer.state === 'not-lazy' && flags.json !== true) console.log(`  ${layer.layer}: ${layer.reason ?? ''}`);
+  }
+}
+
+/** What an indexer says to an event. */
+class Answer implements AsyncDisposable {
+  readonly #image: string;
+  readonly #indexed = Promise.withResolvers<ImageIndexed>();
+  readonly #listening: readonly Subscription[];
+  /** Why it is not done yet. */
+  #passing: string | undefined;
+
+  constructor(
+    { messages }: Pick<Bus, 'messages'>,
+    image: string,
+    event: { readonly source: string; readonly id: string },
+  ) {
+    this.#image = image;
+    this.#indexed.promise.catch(() => undefined);
+    this.#listening = [
+      messages.subscribe(subjectOf('image.indexed'), undefined, (payload) => {
+        const { data } = fromBus('image.indexed', payload);
+        if (data.image === image && data.cause === 'deploy') this.#indexed.resolve(data);
+      }),
+      messages.subscribe(INDEXING_FAILED, undefined, (payload) => {
+        const { source, id, code, reason, passing } = decodeIndexingFailure(payload);
+        if (source !== event.source || id !== event.id) return;
+        if (passing) this.#passing = reason;
+        else this.#indexed.reject(new DeployError(code, `${image} is announced, but cannot be indexed: ${reason}`));
+      }),
+    ];
+  }
+
+  /** @throws DeployError */
+  async wait(timeoutS: number, signal: AbortSignal): Promise<ImageIndexed> {
+    const ends = AbortSignal.any([signal, AbortSignal.timeout(timeoutS * 1000)]);
+    const onEnd = () => {
+      const why =
+        this.#passing ?? 'is an indexer running, and can it read the image? See its log, and: kindling events dead';
+      const late = `${this.#image} is announced, but not indexed after ${timeoutS} s; ${why}`;
+      this.#indexed.reject(signal.aborted ? signal.reason : new DeployError('timeout', late));
+    };
+    ends.addEventListener('abort', onEnd, { once: true });
+    try {
+      return await this.#indexed.promise;
+    } finally {
+      ends.removeEventListener('abort', onEnd);
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const one of this.#listening) await one[Symbol.asyncDispose]();
   }
 }
 
