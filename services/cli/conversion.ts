@@ -9,6 +9,9 @@ import { ProgressBar } from './progress-bar.ts';
 import { wholeNumber } from './option-values.ts';
 import { registryAccess, type RegistryFlags, withRegistryOptions } from './registry-access.ts';
 
+/** Levels that the compressors of the formats take: zlib's, and zstd's. */
+const MOST_LEVEL: Readonly<Record<ConvertFormat, number>> = { estargz: 9, 'zstd-chunked': 22 };
+
 /** Flags of every command that writes an image anew. */
 export interface ConversionFlags extends RegistryFlags {
   readonly format: ConvertFormat;
@@ -28,9 +31,22 @@ export function withConversionOptions(command: Command): Command {
       size,
     )
     .option('--min-chunk-size <bytes>', 'let small files share a part of this size (eStargz)', size)
-    .option('--level <n>', 'compression level', wholeNumber)
+    .option(
+      '--level <n>',
+      `compression level: 1 to ${MOST_LEVEL.estargz} for eStargz, to ${MOST_LEVEL['zstd-chunked']} for zstd:chunked`,
+      wholeNumber,
+    )
     .option('--spool <dir>', 'where layers are kept until they are uploaded (default: the temp folder)');
+  command.hook('preAction', () => checkLevel(command));
   return withRegistryOptions(command);
+}
+
+/** @throws CommanderError */
+function checkLevel(command: Command): void {
+  const { level, format } = command.opts<ConversionFlags>();
+  const most = MOST_LEVEL[format];
+  if (level === undefined || (level >= 1 && level <= most)) return;
+  command.error(`error: option '--level <n>' argument '${level}' is invalid. ${format} takes 1 to ${most}`);
 }
 
 /** Converts and shows how far it is. */

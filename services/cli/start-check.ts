@@ -1,6 +1,7 @@
-import { access, constants, mkdir, stat } from 'node:fs/promises';
+import { access, constants, stat } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import type { AgentValues } from '#services/snapshotter/config.ts';
+import { makeFolder } from './make-folder.ts';
 
 const FUSE_DEVICE = '/dev/fuse';
 const OTHERS_WRITE = 0o002;
@@ -50,18 +51,4 @@ async function ours(folder: string): Promise<void> {
   throw new StartError(
     `Cannot start: ${folder} (KINDLING_DATA_DIR) ${uid === 0 ? 'can be written by everybody' : `belongs to user ${uid}`}; it has to be root's alone`,
   );
-}
-
-/** One after the other: node's own `recursive` never comes back from file systems that answer ENOENT, as /proc does. */
-async function makeFolder(folder: string): Promise<void> {
-  const parts = folder.split('/').filter((part) => part !== '');
-  for (let count = 1; count <= parts.length; count++) {
-    try {
-      await mkdir(`/${parts.slice(0, count).join('/')}`);
-    } catch (error) {
-      const code = error instanceof Error && 'code' in error ? error.code : '';
-      // EROFS comes before EEXIST where both are true; what is not there is said by the access that follows.
-      if (code !== 'EEXIST' && code !== 'EROFS') throw error;
-    }
-  }
 }

@@ -1,4 +1,4 @@
-import { mkdir, writeFile } from 'node:fs/promises';
+import { mkdtemp, rmdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Command } from 'commander';
 import { hexOf } from '#shared/digest/digest.ts';
@@ -13,6 +13,7 @@ import type { RegistryClient } from '#shared/registry/registry-client.ts';
 import { byteText } from '../byte-text.ts';
 import { withImage, type ImageAccess, type ImageFlags } from '../image-access.ts';
 import { summaryOf, type IndexSummary } from '../index-summary.ts';
+import { makeFolder } from '../make-folder.ts';
 import { platformText } from '../option-values.ts';
 import { ProgressBar } from '../progress-bar.ts';
 import { withRegistryOptions } from '../registry-access.ts';
@@ -35,6 +36,11 @@ interface IndexedLayer extends Partial<IndexSummary> {
   readonly contradiction?: string;
 }
 
+export class OutputError extends Error {
+  override readonly name = 'OutputError';
+  readonly code = 'not-writable';
+}
+
 export function command(): Command {
   const indexCommand = new Command('index')
     .summary('build the layer indexes of an image, so that its layers can be read lazily as they are')
@@ -49,9 +55,22 @@ export function command(): Command {
     .option('-o, --output <folder>', 'write each index to a file named after its layer');
   return withRegistryOptions(indexCommand).action(async (image: string, flags: Flags) => {
     await untilInterrupted(async (signal) => {
+      // Before a layer is read for nothing.
+      if (flags.output !== undefined) await prepare(flags.output);
       await withImage(image, flags, signal, async (access) => await index(access, flags, signal));
     });
   });
+}
+
+async function prepare(output: string): Promise<void> {
+  try {
+    await makeFolder(output);
+    // Whether root may write is not told by the folder's mode.
+    await rmdir(await mkdtemp(join(output, '.kindling-')));
+  } catch (cause) {
+    const why = cause instanceof Error ? cause.message : String(cause);
+    throw new OutputError(`Cannot write indexes to ${output}: it is no folder that can be written: ${why}`, { cause });
+  }
 }
 
 async function index({ client, reference, image, bus }: ImageAccess, flags: Flags, signal: AbortSignal): Promise<void> {
@@ -66,7 +85,6 @@ async function index({ client, reference, image, bus }: ImageAccess, flags: Flag
     built.push({ layer: layer.digest, bytes });
     if (bus) await new ClusterIndexes(bus).publish(layer.digest, bytes, signal);
     if (flags.output !== undefined) {
-      await mkdir(flags.output, { recursive: true });
       await writeFile(join(flags.output, `${hexOf(layer.digest)}.index`), bytes);
     }
   }
