@@ -44,6 +44,39 @@ describe('NATS', { skip: NatsProcess.missing() }, () => {
     }
   });
 
+  test('an object whose bytes are not those that were stored is not read, and one that lost its parts is no end', async () => {
+    await using server = await NatsProcess.start();
+    await using bus = busOf(server.url);
+    const stored = Buffer.alloc(300_000, 1);
+    for (const name of ['empty', 'changed', 'lost']) {
+      await bus.objects.put(name, name === 'empty' ? new Uint8Array() : stored, signal);
+    }
+    assert.equal((await bus.objects.get('empty', signal))?.length, 0);
+    assert.deepEqual(Buffer.from((await bus.objects.get('changed', signal)) ?? []), stored);
+    const raw = await connect({ servers: server.url });
+    try {
+      const jsm = await raw.jetstreamManager();
+      const store = await raw.jetstream().views.os(OBJECT_BUCKET);
+      const clear = async (name: string) => {
+        const filter = `$O.${OBJECT_BUCKET}.C.${(await store.info(name))?.nuid ?? ''}`;
+        await jsm.streams.purge(`OBJ_${OBJECT_BUCKET}`, { filter });
+        return filter;
+      };
+      const parts = await clear('changed');
+      stored[200_000] = 2;
+      for (let at = 0; at < stored.length; at += 100_000)
+        await raw.jetstream().publish(parts, stored.subarray(at, at + 100_000));
+      await rejectsWith('unavailable', bus.objects.get('changed', signal));
+      await clear('lost');
+      const reading = new AbortController();
+      const lost = bus.objects.get('lost', reading.signal);
+      reading.abort();
+      await rejectsWith('cancelled', lost);
+    } finally {
+      await raw.close();
+    }
+  });
+
   test('a bus closes at once while its server is away', async () => {
     await using server = await NatsProcess.start();
     const bus = busOf(server.url);

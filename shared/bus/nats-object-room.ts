@@ -4,8 +4,8 @@ import { isNotFound } from './nats-link.ts';
 
 export const OBJECT_BUCKET = 'KINDLING_OBJECTS';
 /** As the object stores of all NATS clients name them: github.com/nats-io/nats-architecture-and-design ADR-20. */
-const STREAM = `OBJ_${OBJECT_BUCKET}`;
-const CHUNKS = `$O.${OBJECT_BUCKET}.C.`;
+export const STREAM = `OBJ_${OBJECT_BUCKET}`;
+export const CHUNKS = `$O.${OBJECT_BUCKET}.C.`;
 const METAS = `$O.${OBJECT_BUCKET}.M.`;
 /** Of the stream's space, what objects may fill: their parts and names have headers. */
 const USABLE = 0.95;
