@@ -18,6 +18,8 @@ export interface Neighbour {
   absent: number;
   /** When it last said something, if only that it is there. */
   heardMs: number;
+  /** Since when nothing has come that was asked from it; undefined = nothing is asked, and it was not too busy the last time. */
+  owesMs: number | undefined;
 }
 
 const MAX_NEIGHBOURS = 40;
@@ -73,6 +75,11 @@ export class Neighbourhood {
     return [...lost].slice(0, DISTRIBUTION_LIMITS.avoided);
   }
 
+  /** Those of the nodes from which nothing has come since then that was asked. */
+  owing(nodes: readonly string[], sinceMs: number): string[] {
+    return nodes.filter((node) => (this.#neighbours.get(node)?.owesMs ?? Infinity) <= sinceMs).toSorted();
+  }
+
   /** Nodes from which nothing is to be had in good time. As many as a message holds. */
   slow(): string[] {
     const { rates } = this.#options;
@@ -89,7 +96,7 @@ export class Neighbourhood {
     if (node === self || this.#closed || this.#neighbours.size >= MAX_NEIGHBOURS) return false;
     if (badPeers.isBlocked(node, now) || (this.#avoided.get(node) ?? 0) > now) return false;
     this.#avoided.delete(node);
-    const neighbour = { record, stop: new AbortController(), failures: 0, absent: 0, heardMs: now };
+    const neighbour = { record, stop: new AbortController(), failures: 0, absent: 0, heardMs: now, owesMs: undefined };
     this.#neighbours.set(node, neighbour);
     picker.addNeighbour(node);
     const following = this.#follow(neighbour);

@@ -71,14 +71,6 @@ export class PeerTransfers {
     return [...this.#late].slice(0, limit);
   }
 
-  /** Neighbours that were asked for the span and are late, or were asked before then. */
-  asked(span: number, beforeMs: number): string[] {
-    const late = Array.from(this.#transfers).filter(
-      ({ work, hedged, startMs }) => work.missing.has(span) && (hedged || startMs < beforeMs),
-    );
-    return late.map(({ neighbour }) => neighbour.record.node);
-  }
-
   /** A reader waits for the span: whoever was asked for it, and has not begun to answer, is to be asked again as for a reader. */
   urgent(span: number): void {
     const { picker } = this.#options;
@@ -112,6 +104,7 @@ export class PeerTransfers {
     };
     works.add(work);
     this.#transfers.add(transfer);
+    neighbour.owesMs ??= transfer.startMs;
     // After so long without a span it is raced by another.
     const timer = setTimeout(() => this.#hedge(transfer), deps.pace.lateMs);
     const packed = deps.packing.next();
@@ -130,6 +123,7 @@ export class PeerTransfers {
         },
       };
       const taken = (frame: SpanFrame): void => {
+        neighbour.owesMs = performance.now();
         this.#take(transfer, frame);
         if (!transfer.hedged) timer.refresh();
       };
@@ -151,6 +145,8 @@ export class PeerTransfers {
       }
       works.delete(work);
       this.#transfers.delete(transfer);
+      const owes = outcome === 'busy' || [...this.#transfers].some((other) => other.neighbour === neighbour);
+      if (!owes) neighbour.owesMs = undefined;
       deps.metrics.requests.inc({ outcome });
       picker.ended(pick, transfer.hedged ? [] : [...work.missing].filter((span) => calls.has(span)), restUntilMs);
       for (const span of work.missing) if (!calls.has(span)) picker.unwant(span);

@@ -111,6 +111,11 @@ export class SpanPicker<N> {
     return this.#copies[span] ?? 0;
   }
 
+  /** The neighbours that have the span. */
+  holders(span: number): N[] {
+    return Array.from(this.#neighbours).flatMap(([name, { has }]) => (has[span] === 1 ? [name] : []));
+  }
+
   isWanted(span: number): boolean {
     return this.#state[span] === WANTED;
   }

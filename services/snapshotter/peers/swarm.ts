@@ -439,7 +439,7 @@ export class Swarm {
       const next = this.#patience.next(span, now - sinceMs, now, usual);
       if (next === 'read') this.#readImpatiently(span);
       if (next !== 'ask' || usual === undefined) continue;
-      const late = this.#transfers.asked(span, now - askMs(usual));
+      const late = this.#neighbours.owing(this.#picker.holders(span), now - askMs(usual) / 2);
       const group = asked.get(late.join()) ?? { late, spans: [] };
       if (group.spans.length < DISTRIBUTION_LIMITS.located) group.spans.push(span);
       asked.set(late.join(), group);
