@@ -20,7 +20,9 @@ import {
   type UpdateMessage,
 } from '#shared/distribution/messages.ts';
 import type { Logger } from '#shared/telemetry/logger.ts';
+import { askAgain } from './ask-again.ts';
 import type { PeerMetrics } from './peer-metrics.ts';
+import { ANSWER_PACE, TransferPace } from './transfer-pace.ts';
 
 type Unversioned<T> = T extends unknown ? Omit<T, 'version'> : never;
 
@@ -30,6 +32,8 @@ const JOIN_TIMEOUT_MS = 4_000;
 const LOCATE_TIMEOUT_MS = 1_000;
 /** A distributor that does not answer is asked this often whether it is back; meanwhile nothing else waits for it. */
 const DOWN_HELLO_MS = 1_000;
+/** Distributors that are asked the same, one after the other: of several one may stand still, and gets its share of all that is asked. */
+const ASKS = 3;
 /** How long the first fetch after our start waits for the first hello. */
 const FIRST_HELLO_MS = 750;
 
@@ -46,6 +50,8 @@ export class DistributorLink implements AsyncDisposable {
   readonly #stopping = new AbortController();
   readonly #closing = new AsyncDisposableStack();
   readonly #epochListeners = new Set<() => void>();
+  /** How long each kind of answer takes. */
+  readonly #paces = new Map<string, TransferPace>();
   readonly #leaseListeners = new Map<Digest, (spans: readonly number[]) => void>();
   #up = false;
   #epoch: string | undefined;
@@ -146,7 +152,14 @@ export class DistributorLink implements AsyncDisposable {
   ): Promise<Uint8Array> {
     try {
       const either = AbortSignal.any([signal, this.#stopping.signal]);
-      const answer = await this.#bus.messages.request(subject, encodeMessage(message), timeoutMs, either);
+      const bytes = encodeMessage(message);
+      const pace = this.#paceOf(request);
+      const deadlineMs = performance.now() + timeoutMs;
+      const ask = async (until: AbortSignal) =>
+        await this.#bus.messages.request(subject, bytes, Math.max(1, deadlineMs - performance.now()), until);
+      const { answer, tookMs, asks } = await askAgain(ask, { asks: ASKS, lateMs: pace.lateMs }, either);
+      pace.took(tookMs);
+      if (asks > 1) this.#metrics.distributor.inc({ request, outcome: 'asked-again' }, asks - 1);
       this.#metrics.distributor.inc({ request, outcome: 'answered' });
       return answer;
     } catch (error) {
@@ -158,6 +171,12 @@ export class DistributorLink implements AsyncDisposable {
       }
       throw error;
     }
+  }
+
+  #paceOf(request: string): TransferPace {
+    const pace = this.#paces.get(request) ?? new TransferPace(ANSWER_PACE);
+    this.#paces.set(request, pace);
+    return pace;
   }
 
   #down(error: unknown): void {

@@ -13,9 +13,12 @@ export const DOWNLOAD_PACE: PaceLimits = { factor: 3, leastMs: 300, mostMs: 3_00
 /** Of what it gives: then the next need not wait for it. Where this node's own link is narrow all of them take long. */
 export const UPLOAD_PACE: PaceLimits = { factor: 3, leastMs: 1_000, mostMs: 15_000, unknownMs: 4_000 };
 
+/** Of answers of distributors: then another of them is asked as well. */
+export const ANSWER_PACE: PaceLimits = { factor: 3, leastMs: 150, mostMs: 750, unknownMs: 400 };
+
 const WEIGHT = 0.15;
 
-/** Learns how long transfers take, so that one that is slow for this network can be told. */
+/** Learns how long transfers or answers take, so that one that is slow for this network can be told. */
 export class TransferPace {
   readonly #limits: PaceLimits;
   #meanMs: number | undefined;
@@ -35,7 +38,7 @@ export class TransferPace {
     this.#meanMs += WEIGHT * (ms - this.#meanMs);
   }
 
-  /** After this long a transfer is late. */
+  /** After this long it is late. */
   get lateMs(): number {
     const { factor, leastMs, mostMs, unknownMs } = this.#limits;
     if (this.#meanMs === undefined) return unknownMs;
