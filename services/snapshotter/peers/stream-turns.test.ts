@@ -25,7 +25,10 @@ const map: SpanMap = {
   spansOf: () => undefined,
 };
 
-function node(claims: Claims, options: { readonly progressMs?: number; readonly together?: boolean } = {}) {
+const NOW_MS = 1_000_000;
+
+/** `silentMs`: since something came last. */
+function node(claims: Claims, options: { readonly silentMs?: number; readonly together?: boolean } = {}) {
   const reads: (readonly number[])[] = [];
   const fetching: (readonly number[])[] = [];
   const elsewhere: (readonly number[])[] = [];
@@ -34,7 +37,8 @@ function node(claims: Claims, options: { readonly progressMs?: number; readonly 
   const turns = new StreamTurns(map, {
     claims,
     together: () => options.together ?? true,
-    progressMs: () => options.progressMs ?? performance.now(),
+    progressMs: () => NOW_MS - (options.silentMs ?? 0),
+    now: () => NOW_MS,
     isWanted: (span) => !here.has(span),
     isNear: (span) => near.has(span),
     fetching: (spans) => fetching.push(spans),
@@ -89,7 +93,7 @@ test('one node reads a stream at a time, and the next one when that has ended', 
 test('a node reads for itself where the one that has the turn brings nothing, and where nobody can be asked', async () => {
   await using bus = new LocalBus();
   await using _other = await bus.claims.claim(`stream-${map.layer.slice(7)}-2`, new AbortController().signal);
-  const impatient = node(bus.claims, { progressMs: -Infinity });
+  const impatient = node(bus.claims, { silentMs: NOW_MS });
   const lone = node(bus.claims, { together: false });
   const deaf = node({ claim: () => Promise.reject(new Error('no bus')) });
   for (const one of [impatient, lone, deaf]) {
@@ -111,9 +115,27 @@ test('what neighbours have of a stream is waited for while something comes, and 
   part.near.add(2);
   await part.read([4]);
   assert.deepEqual(part.reads, [[4, 5]]);
-  const stalled = node(bus.claims, { progressMs: performance.now() - 6_000 });
+  const stalled = node(bus.claims, { silentMs: 6_000 });
   stalled.release();
   for (const span of [2, 4, 5]) stalled.near.add(span);
   await stalled.read([4]);
   assert.deepEqual(stalled.reads, [[2, 4, 5]]);
+});
+
+test('of those that have waited in vain one more reads at a time, not all', async () => {
+  await using bus = new LocalBus();
+  await using _stuck = await bus.claims.claim(`stream-${map.layer.slice(7)}-2`, new AbortController().signal);
+  const waiting = [14_000, 16_000, 16_000, 21_000, 21_000].map((silentMs) => node(bus.claims, { silentMs }));
+  const reading: Promise<void>[] = [];
+  for (const one of waiting) {
+    const began = one.read([2]);
+    reading.push(began);
+    while (one.reads.length + one.elsewhere.length === 0) await new Promise(setImmediate);
+  }
+  assert.deepEqual(
+    waiting.map(({ reads }) => reads.length),
+    [0, 1, 0, 1, 0],
+  );
+  for (const one of waiting) one.release();
+  await Promise.all(reading);
 });

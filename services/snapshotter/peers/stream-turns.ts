@@ -5,8 +5,12 @@ import { adjacentRuns } from './adjacent-runs.ts';
 
 /** Another node that has the turn is asked about again after this. */
 const LOOK_MS = 1_000;
-/** Nothing has come for so long, though another node has the turn: then this one reads as well. */
+/** Nothing has come for so long, though another node has the turn: then one more may read as well, */
 const PATIENCE_MS = 15_000;
+/** and after each of these another one, */
+const NEXT_MS = 5_000;
+/** until so many have had their turn; then all that still wait. */
+const TURNS = 4;
 /** Nothing has come for so long, though neighbours have what is missing: then it is read all the same. */
 const COMING_MS = 5_000;
 
@@ -25,6 +29,8 @@ export interface StreamTurnsDeps {
   /** These are not, since another node reads their stream: it is to be asked. */
   readonly elsewhere: (spans: readonly number[]) => void;
   readonly stopping: AbortSignal;
+  /** Milliseconds of a clock that only goes forward. */
+  readonly now?: () => number;
 }
 
 /**
@@ -34,12 +40,14 @@ export interface StreamTurnsDeps {
 export class StreamTurns {
   readonly #map: SpanMap;
   readonly #deps: StreamTurnsDeps;
+  readonly #now: () => number;
   /** By the first span of the stream: until when it is not asked for, since another node reads it; `ours`: this one does. */
   readonly #states = new Map<number, number | 'ours' | 'asking'>();
 
   constructor(map: SpanMap, deps: StreamTurnsDeps) {
     this.#map = map;
     this.#deps = deps;
+    this.#now = deps.now ?? (() => performance.now());
   }
 
   /** Another node reads the span, as far as is known: it must not be chosen to be read here now. */
@@ -72,7 +80,7 @@ export class StreamTurns {
     if (this.#isOut(first)) return false;
     const isOurs = this.#states.get(first) === 'ours';
     if (!isOurs && this.#allComes(first, last)) {
-      this.#states.set(first, performance.now() + LOOK_MS);
+      this.#states.set(first, this.#now() + LOOK_MS);
       return false;
     }
     const claim = isOurs ? undefined : await this.#claim(first);
@@ -98,7 +106,7 @@ export class StreamTurns {
 
   /** What one who has read it gives away: to read the blob from its front again would seldom be faster. */
   #comes(span: number): boolean {
-    return performance.now() - this.#deps.progressMs() < COMING_MS && this.#deps.isNear(span);
+    return this.#now() - this.#deps.progressMs() < COMING_MS && this.#deps.isNear(span);
   }
 
   #allComes(first: number, last: number): boolean {
@@ -108,22 +116,31 @@ export class StreamTurns {
 
   #isOut(first: number): boolean {
     const state = this.#states.get(first);
-    return state === 'asking' || (typeof state === 'number' && state > performance.now());
+    return state === 'asking' || (typeof state === 'number' && state > this.#now());
   }
 
   /** undefined: read without one, since nobody can be asked or whoever has it brings nothing. */
   async #claim(first: number): Promise<Claim | 'elsewhere' | undefined> {
     if (!this.#deps.together()) return undefined;
+    const turn = this.#turn();
+    if (turn >= TURNS) return undefined;
     this.#states.set(first, 'asking');
     let claim: Claim | undefined;
     try {
-      claim = await this.#deps.claims.claim(`stream-${hexOf(this.#map.layer)}-${first}`, this.#deps.stopping);
+      const name = `stream-${hexOf(this.#map.layer)}-${first}`;
+      claim = await this.#deps.claims.claim(turn === 0 ? name : `${name}-${turn}`, this.#deps.stopping);
     } catch {
       this.#states.delete(first);
       return undefined;
     }
-    if (claim !== undefined || performance.now() - this.#deps.progressMs() > PATIENCE_MS) return claim;
-    this.#states.set(first, performance.now() + LOOK_MS);
+    if (claim !== undefined) return claim;
+    this.#states.set(first, this.#now() + LOOK_MS);
     return 'elsewhere';
+  }
+
+  /** Each is held apart from those before it, whose holders still read. */
+  #turn(): number {
+    const late = this.#now() - this.#deps.progressMs() - PATIENCE_MS;
+    return late < 0 ? 0 : 1 + Math.floor(late / NEXT_MS);
   }
 }
