@@ -100,6 +100,17 @@ export const KILLS: readonly Scenario[] = [
     ),
   },
   {
+    name: 'one of two distributors stands still',
+    allowed: () => 3,
+    because: 'what nodes tell it is lost while it does: leases run out, and what somebody has is read again',
+    play: async ({ cluster, victim, others, layer }, signal) => {
+      cluster.distributors[0]?.kill('SIGSTOP');
+      const done = await all([victim, ...others], layer, signal);
+      cluster.distributors[0]?.kill('SIGCONT');
+      return done;
+    },
+  },
+  {
     name: 'one of two distributors is killed',
     allowed: (nodes) => nodes + HEADERS,
     because: 'whoever it does not answer reads by itself until the other has answered',
