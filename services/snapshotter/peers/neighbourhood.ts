@@ -75,9 +75,13 @@ export class Neighbourhood {
     return [...lost].slice(0, DISTRIBUTION_LIMITS.avoided);
   }
 
-  /** Those of the nodes from which nothing has come since then that was asked. */
-  owing(nodes: readonly string[], sinceMs: number): string[] {
-    return nodes.filter((node) => (this.#neighbours.get(node)?.owesMs ?? Infinity) <= sinceMs).toSorted();
+  /** Those of the nodes from which nothing comes that was asked, or so slowly that so many bytes take longer than `ms`. */
+  late(nodes: readonly string[], bytes: number, ms: number, nowMs: number): string[] {
+    const { rates } = this.#options;
+    return nodes.filter((node) => {
+      const owesMs = nowMs - (this.#neighbours.get(node)?.owesMs ?? nowMs);
+      return owesMs >= ms / 2 || (rates.msFor(node, bytes) ?? 0) > ms;
+    });
   }
 
   /** Nodes from which nothing is to be had in good time. As many as a message holds. */

@@ -39,17 +39,22 @@ export function askMs({ lateMs, registryMs }: UsualTimes): number {
 export class ReaderPatience {
   readonly #askedMs = new Map<number, number>();
 
-  /** `usual` undefined = no distributor answers. `ask` counts as done. */
+  /**
+   * `usual` undefined = no distributor answers. `ask`: as soon as neighbours are known that let us wait, without those; until `asked`.
+   */
   next(span: number, waitedMs: number, nowMs: number, usual: UsualTimes | undefined): 'wait' | 'ask' | 'read' {
     const { readMs, answerMs } = PATIENCE_LIMITS;
     const askedMs = this.#askedMs.get(span);
     if (usual !== undefined && askedMs === undefined) {
-      if (waitedMs < askMs(usual)) return 'wait';
-      this.#askedMs.set(span, nowMs);
-      return 'ask';
+      return waitedMs < askMs(usual) ? 'wait' : 'ask';
     }
     if (waitedMs <= readMs) return 'wait';
     return usual !== undefined && nowMs - (askedMs ?? nowMs) < answerMs ? 'wait' : 'read';
+  }
+
+  /** The distributor is asked about the span, or need not be. */
+  asked(span: number, nowMs: number): void {
+    this.#askedMs.set(span, nowMs);
   }
 
   /** Nobody waits for the span any more. */

@@ -439,7 +439,11 @@ export class Swarm {
       const next = this.#patience.next(span, now - sinceMs, now, usual);
       if (next === 'read') this.#readImpatiently(span);
       if (next !== 'ask' || usual === undefined) continue;
-      const late = this.#neighbours.owing(this.#picker.holders(span), now - askMs(usual) / 2);
+      const holders = this.#picker.holders(span);
+      const late = this.#neighbours.late(holders, this.#map.payloadLength(span), askMs(usual), now);
+      const isKnown = late.length > 0 || holders.length === 0;
+      if (isKnown || now - sinceMs >= PATIENCE_LIMITS.mostAskMs) this.#patience.asked(span, now);
+      if (!isKnown) continue;
       const group = asked.get(late.join()) ?? { late, spans: [] };
       if (group.spans.length < DISTRIBUTION_LIMITS.located) group.spans.push(span);
       asked.set(late.join(), group);
