@@ -78,6 +78,7 @@ export class RedisDirectory implements ChunkDirectory {
   }
 
   async epoch(): Promise<string> {
+    await this.#healing.settle();
     if (!(this.#redis instanceof Cluster)) return await this.#mark(EPOCH);
     const now = performance.now();
     if (this.#marks === undefined || now - this.#marks.atMs > MARKS_MS) {

@@ -18,6 +18,8 @@ export class RedisHealing {
   readonly #found: () => void;
   readonly #renew: () => Promise<void>;
   #renewedMs = -Infinity;
+  /** Something was lost since. */
+  #isDue = false;
 
   /** `found` is called for each time; `renew` begins another epoch. */
   constructor(redis: RedisClient, logger: Logger, found: () => void, renew: () => Promise<void>) {
@@ -51,8 +53,15 @@ export class RedisHealing {
       { err: error, keys: deleted.flat().slice(0, 8) },
       'Garbage in Redis: deleted, nodes say it again',
     );
+    this.#isDue = true;
+    await this.settle();
+  }
+
+  /** To be called now and then: begins another epoch where one is due that it was too soon for. */
+  async settle(): Promise<void> {
     const now = performance.now();
-    if (now - this.#renewedMs < RENEW_MS) return;
+    if (!this.#isDue || now - this.#renewedMs < RENEW_MS) return;
+    this.#isDue = false;
     this.#renewedMs = now;
     await this.#renew();
   }
