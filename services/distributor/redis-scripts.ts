@@ -119,7 +119,9 @@ return took
  * many members are left; -1 = they are needed, and nothing was changed.
  */
 export const LEAVE = `${HEAD}
-local held = redis.call('EXISTS', own) == 1
+-- Also where its bitmap is lost: the union still has its bits.
+local counted_bits = redis.call('HGET', meta, 'b:' .. ARGV[1])
+local held = redis.call('EXISTS', own) == 1 or (counted_bits and counted_bits ~= '0')
 if held and ARGV[2] == '0' then return -1 end
 redis.call('SREM', members, ARGV[1])
 redis.call('HDEL', waiting, ARGV[1])

@@ -70,9 +70,8 @@ async function deploy(image: string, flags: Flags, signal: AbortSignal): Promise
     );
   }
   await using bus = opened;
-  const answer = flags.wait ? new Answer(bus, name, event) : undefined;
   // Before the event: its answer must not pass unseen.
-  await using _listening = answer;
+  await using answer = flags.wait ? new Answer(bus, name, event) : undefined;
   await bus.events.publish(toBus(event, new Date()), signal);
   if (answer === undefined) {
     print(flags, { id, ...data }, `${name} is announced (event ${id})`);
